@@ -1,0 +1,27 @@
+"""Counters of requests, bytes and hits: what `stats`, the tests and the demo show.
+
+Names are `area.thing` (`s3.get`, `s3.get_bytes`, `sql.query`, `fuse.read`, `cache.index_hit`). Plain
+additions without a lock: adapters add from worker threads under the GIL, one `+=` on an int in a dict
+may lose a count against another thread, so threads hand their counts to the loop instead.
+"""
+
+from __future__ import annotations
+
+
+class Counters:
+    """A bag of named integers that only grow."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, int] = {}
+
+    def add(self, name: str, amount: int = 1) -> None:
+        """Add *amount* to the counter *name*, which starts at nought."""
+        self._values[name] = self._values.get(name, 0) + amount
+
+    def get(self, name: str) -> int:
+        """Return the counter *name*, nought if it was never added to."""
+        return self._values.get(name, 0)
+
+    def snapshot(self) -> dict[str, int]:
+        """Return all counters, sorted by name."""
+        return dict(sorted(self._values.items()))

@@ -1,0 +1,108 @@
+"""The things the product talks about, as frozen values: bucket, dataset, datarange, upload.
+
+Rows of Postgres become these in catalog/ and nowhere else. One word per idea: see PRODUCT section 2.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NewType
+
+from datas3tfs.core.spans import Span
+
+BucketId = NewType("BucketId", int)
+DatasetId = NewType("DatasetId", int)
+DatarangeId = NewType("DatarangeId", int)
+UploadId = NewType("UploadId", int)
+
+
+@dataclass(frozen=True, slots=True)
+class BucketSpec:
+    """What somebody gives to register a bucket. The keys never show in a repr."""
+
+    name: str
+    endpoint: str  # URL with scheme, or host:port whose scheme *use_tls* decides
+    bucket: str
+    access_key: str = field(repr=False)
+    secret_key: str = field(repr=False)
+    use_tls: bool = False
+    region: str = "us-east-1"
+
+    @property
+    def endpoint_url(self) -> str:
+        """The endpoint with its scheme; one that is written in the endpoint wins over *use_tls*."""
+        if "://" in self.endpoint:
+            return self.endpoint
+        return ("https://" if self.use_tls else "http://") + self.endpoint
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """A registered bucket: named endpoint, bucket and credentials (decrypted, in memory only)."""
+
+    id: BucketId
+    spec: BucketSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """A dataset and what it holds in all. *version* changes whenever a datarange comes or goes."""
+
+    id: DatasetId
+    name: str
+    bucket_id: BucketId
+    bucket_name: str
+    version: int
+    updated_ns: int  # nanoseconds since the epoch
+    dataranges: int
+    datapoints: int
+    total_bytes: int  # of the TAR objects
+    lowest_key: int | None
+    highest_key: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Datarange:
+    """A contiguous run of keys in one TAR object, committed."""
+
+    id: DatarangeId
+    dataset_id: DatasetId
+    keys: Span
+    data_key: str
+    index_key: str
+    size: int  # bytes of the TAR object
+    created_ns: int
+
+    @property
+    def count(self) -> int:
+        """How many datapoints."""
+        return self.keys.length
+
+
+@dataclass(frozen=True, slots=True)
+class UploadIntent:
+    """What a writer is about to upload: recorded in Postgres before the first byte goes to S3."""
+
+    dataset_id: DatasetId
+    keys: Span
+    size: int  # bytes of the TAR object
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """A recorded intent: it holds the keys, and names both objects, until published or abandoned."""
+
+    id: UploadId
+    intent: UploadIntent
+    bucket_id: BucketId
+    data_key: str
+    index_key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Doomed:
+    """An object that nothing refers to any more and that the sweeper is to delete."""
+
+    id: int
+    bucket_id: BucketId
+    object_key: str

@@ -1,0 +1,1 @@
+"""What tests stand on: servers, memory twins of the ports, the fault proxy."""
