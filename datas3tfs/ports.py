@@ -7,7 +7,7 @@ Unavailable whenever Postgres, S3 or the disk did not answer in time or refused.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
@@ -161,11 +161,9 @@ class IndexCache(Protocol):
         """Return the entry, mapped and read-only, or None. It stays readable after eviction."""
         ...
 
-    async def put(self, key: str, build: Callable[[], bytes]) -> memoryview:
-        """Run *build* off the event loop, store what it returns, and return it mapped.
-
-        What *build* raises comes out as it is. A disk that cannot store it costs a warning only.
-        """
+    async def put(self, key: str, content: bytes) -> memoryview:
+        """Store *content* and return it, mapped if the disk could store it; if not, that costs a
+        warning only."""
         ...
 
     async def discard(self, key: str) -> None:

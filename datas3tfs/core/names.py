@@ -70,7 +70,7 @@ def check_label(kind: str, label: str) -> str:
     key and harmless in a terminal.
     """
     if not _LABEL.match(label):
-        raise Invalid(f"{printable(label)}: not a valid {kind} name (letters, digits, '_' and '-', at most 200)")
+        raise Invalid(f"{printable(label)}: not a {kind} name (letters, digits, '_' and '-', at most 200)")
     return label
 
 

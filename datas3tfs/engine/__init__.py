@@ -1,0 +1,1 @@
+"""What waits: reading, writing and watching, on trio and the ports. No adapter's library in here."""

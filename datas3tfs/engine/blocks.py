@@ -1,0 +1,175 @@
+"""Bytes of objects in memory: fetched once, kept until the budget needs the room.
+
+An extent is what one range request brings; it is in the pool from the moment it is asked for, so two
+readers never fetch the same bytes, and a reader waits for a prefetch under way. Fetches run in the
+pool's nursery: a reader that gives up does not take the bytes away from the others.
+Extents are never cut inside a piece (core/reads.py), which is what readers ask for.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import OrderedDict
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import trio
+
+from datas3tfs.core.counters import Counters
+from datas3tfs.core.extents import Extents
+from datas3tfs.core.model import BucketId
+from datas3tfs.core.spans import Span
+from datas3tfs.engine.nurseries import background_nursery
+from datas3tfs.errors import Datas3tError
+from datas3tfs.ports import Stores
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectRef:
+    """A TAR object, as far as fetching goes."""
+
+    bucket_id: BucketId
+    key: str
+    size: int
+
+
+@dataclass(slots=True)
+class Extent:
+    """The bytes of one range request: on their way, then *data* or *error*."""
+
+    ref: ObjectRef
+    span: Span
+    serial: int
+    done: trio.Event = field(default_factory=trio.Event)
+    data: bytes | None = None
+    error: Datas3tError | None = None
+
+
+class BlockPool:
+    """Extents of all objects under one budget of bytes; made by `open_pool`."""
+
+    def __init__(self, nursery: trio.Nursery, stores: Stores, budget: int, counters: Counters) -> None:
+        self._nursery = nursery
+        self._stores = stores
+        self._budget = budget
+        self._counters = counters
+        self._objects: dict[ObjectRef, Extents[Extent]] = {}
+        self._recent: OrderedDict[int, Extent] = OrderedDict()  # fetched ones, least recently used first
+        self._serials = itertools.count()
+        self._used = 0  # bytes of all extents, those on their way included
+        self._coming = 0  # bytes of those on their way
+
+    @property
+    def used(self) -> int:
+        """Bytes held or on their way."""
+        return self._used
+
+    async def get(self, ref: ObjectRef, span: Span) -> tuple[int, memoryview]:
+        """Return (serial of the extent, the bytes *span*). Raises what the store raises."""
+        return await self.wait(self.ask(ref, span), span)
+
+    def ask(self, ref: ObjectRef, span: Span, *, keep: bool = True) -> Extent:
+        """Return the extent with the bytes *span*; fetch it if it is not there. Unless *keep*, what
+        is fetched goes to those who wait for this very extent only."""
+        extent = self._covering(ref, span)
+        if extent is None:
+            self._counters.add("read.miss")
+            return self._start(ref, span, keep=keep)
+        self._counters.add("read.wait" if extent.data is None else "read.hit")
+        return extent
+
+    async def wait(self, extent: Extent, span: Span) -> tuple[int, memoryview]:
+        """Wait for an extent; return (its serial, the bytes *span*). Raises what the store raises."""
+        await extent.done.wait()
+        if extent.error is not None:
+            raise type(extent.error)(*extent.error.args) from extent.error
+        assert extent.data is not None
+        if extent.serial in self._recent:
+            self._recent.move_to_end(extent.serial)
+        return extent.serial, memoryview(extent.data)[span.start - extent.span.start :][: span.length]
+
+    def gather(self, ref: ObjectRef, span: Span) -> None:
+        """Fetch what of *span* is neither here nor on its way, for a reader who wants all of it."""
+        wanted = span
+        while wanted := self._free(ref, wanted):
+            self._counters.add("read.miss")
+            self._start(ref, wanted)
+            wanted = Span(wanted.stop, span.stop)
+
+    def request(self, ref: ObjectRef, span: Span) -> bool:
+        """Fetch ahead what of *span* is neither here nor on its way; say whether there was room.
+
+        At most half of the budget may be on its way, so that what readers are using stays.
+        """
+        wanted = span
+        while wanted := self._free(ref, wanted):
+            if self._coming + wanted.length > self._budget // 2:
+                self._counters.add("prefetch.refused")
+                return False
+            self._counters.add("prefetch.request")
+            self._counters.add("prefetch.bytes", wanted.length)
+            self._start(ref, wanted)
+            wanted = Span(wanted.stop, span.stop)
+        return True
+
+    def drop(self, ref: ObjectRef, position: int) -> None:
+        """Forget the extent at *position*: its bytes have turned out wrong."""
+        found = self._objects[ref].at(position) if ref in self._objects else None
+        if found is not None and found[1].done.is_set():
+            self._remove(found[1])
+
+    def _free(self, ref: ObjectRef, span: Span) -> Span:
+        return self._objects[ref].free(span) if ref in self._objects else span
+
+    def _covering(self, ref: ObjectRef, span: Span) -> Extent | None:
+        found = self._objects[ref].at(span.start) if ref in self._objects else None
+        return found[1] if found is not None and found[0].covers(span) else None
+
+    def _start(self, ref: ObjectRef, span: Span, *, keep: bool = True) -> Extent:
+        extent = Extent(ref, span, next(self._serials))
+        if keep and self._free(ref, span) == span:  # what lies across another cannot be kept
+            self._objects.setdefault(ref, Extents()).insert(span, extent)
+            self._used += span.length
+            self._coming += span.length
+            self._evict()
+        self._nursery.start_soon(self._fetch, extent)
+        return extent
+
+    async def _fetch(self, extent: Extent) -> None:
+        try:
+            store = await self._stores.store(extent.ref.bucket_id)
+            extent.data = await store.get_range(extent.ref.key, extent.span, extent.ref.size)
+        except Datas3tError as exc:
+            extent.error = exc
+        finally:
+            extent.done.set()
+            if self._kept(extent):
+                self._coming -= extent.span.length
+                if extent.data is None:
+                    self._remove(extent)
+                else:
+                    self._recent[extent.serial] = extent
+
+    def _kept(self, extent: Extent) -> bool:
+        found = self._objects[extent.ref].at(extent.span.start) if extent.ref in self._objects else None
+        return found is not None and found[1] is extent
+
+    def _evict(self) -> None:
+        while self._used > self._budget and self._recent:
+            self._remove(next(iter(self._recent.values())))
+
+    def _remove(self, extent: Extent) -> None:
+        extents = self._objects[extent.ref]
+        extents.remove(extent.span)
+        if not extents:
+            del self._objects[extent.ref]
+        self._recent.pop(extent.serial, None)
+        self._used -= extent.span.length
+
+
+@asynccontextmanager
+async def open_pool(stores: Stores, budget: int, counters: Counters) -> AsyncIterator[BlockPool]:
+    """Own the fetches under way; leaving cancels them."""
+    async with background_nursery() as nursery:
+        yield BlockPool(nursery, stores, budget, counters)

@@ -1,0 +1,50 @@
+"""Give a range of keys back as one plain TAR, every datapoint checked on the way out."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+from datas3tfs.core import tar
+from datas3tfs.core.model import Dataset, DatasetId
+from datas3tfs.core.spans import Span
+from datas3tfs.engine.indices import Indices
+from datas3tfs.engine.snapshot import Snapshot
+from datas3tfs.engine.stream import open_stretches, problems_in
+from datas3tfs.errors import Corrupt, NotFound
+from datas3tfs.ports import CatalogReader, Stores
+
+
+async def export_tar(
+    snapshot: Snapshot, keys: Span, indices: Indices, stores: Stores
+) -> AsyncIterator[bytes]:
+    """Yield a valid TAR of the datapoints of *keys* that exist, in key order.
+
+    Raises NotFound if none does, Corrupt if one is damaged, Unavailable.
+    """
+    parts = [(r, r.keys.intersection(keys)) for r in snapshot.from_key(keys.start)]
+    parts = [(r, common) for r, common in parts if common]
+    if not parts:
+        raise NotFound(f"dataset {snapshot.dataset.name} has no datapoint from {keys.start} to {keys.last}")
+    store = await stores.store(snapshot.dataset.bucket_id)
+    for datarange, common in parts:
+        index = await indices.of(snapshot.dataset.bucket_id, datarange)
+        async with open_stretches(store, datarange, index, common.shifted(-index.first)) as stretches:
+            async for stretch in stretches:
+                for _, problem in problems_in(index, stretch):
+                    raise Corrupt(f"{datarange.data_key}: {problem}")
+                yield stretch.data
+    yield tar.END_OF_ARCHIVE
+
+
+async def dataset_named(catalog: CatalogReader, name: str) -> Dataset:
+    """Return the dataset called *name*. Raises NotFound, Unavailable."""
+    for dataset in await catalog.datasets():
+        if dataset.name == name:
+            return dataset
+    raise NotFound(f"no dataset {name!r}")
+
+
+async def load_snapshot(catalog: CatalogReader, name: str) -> Snapshot:
+    """Return the present snapshot of the dataset called *name*. Raises NotFound, Unavailable."""
+    dataset = await dataset_named(catalog, name)
+    return Snapshot.of(dataset, await catalog.dataranges(DatasetId(dataset.id)))

@@ -1,0 +1,180 @@
+"""What the catalog says, in memory: datasets, and each one's dataranges in key order.
+
+A `Snapshot` is frozen; readers keep the one they have while `Snapshots` replaces it. Nothing here
+talks to S3, and Postgres is asked only when a dataset is first used and when something has changed,
+so whatever has been seen once stays readable while Postgres is away.
+"""
+
+from __future__ import annotations
+
+import logging
+from bisect import bisect_right
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from itertools import accumulate
+
+import trio
+
+from datas3tfs.core.model import Datarange, Dataset, DatasetId
+from datas3tfs.core.spans import Span
+from datas3tfs.engine.nurseries import background_nursery
+from datas3tfs.engine.singleflight import SingleFlight
+from datas3tfs.errors import Datas3tError, NotFound
+from datas3tfs.ports import CatalogReader, ChangeFeed
+
+log = logging.getLogger(__name__)
+
+_RETRY_SECONDS = 1.0  # a change must be seen within a second of Postgres being back
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """One dataset's dataranges at one moment. *bases[i]* is where object *i* begins when all are laid
+    end to end (the linear positions of core/prefetch.py)."""
+
+    dataset: Dataset
+    dataranges: tuple[Datarange, ...]
+    firsts: tuple[int, ...]
+    bases: tuple[int, ...]
+
+    @staticmethod
+    def of(dataset: Dataset, dataranges: Iterable[Datarange]) -> Snapshot:
+        """Make the snapshot of *dataranges*, ascending by key."""
+        ranges = tuple(dataranges)
+        bases = (0, *accumulate(r.size for r in ranges))
+        return Snapshot(dataset, ranges, tuple(r.keys.start for r in ranges), bases[: len(ranges)])
+
+    def position(self, key: int) -> int | None:
+        """Return which datarange holds *key*, or None."""
+        at = bisect_right(self.firsts, key) - 1
+        return at if at >= 0 and key in self.dataranges[at].keys else None
+
+    def from_key(self, key: int) -> tuple[Datarange, ...]:
+        """Return the dataranges that hold *key* or later ones."""
+        at = max(0, bisect_right(self.firsts, key) - 1)
+        if at < len(self.dataranges) and self.dataranges[at].keys.stop <= key:
+            at += 1
+        return self.dataranges[at:]
+
+    def objects_in(self, linear: Span) -> list[tuple[Datarange, Span]]:
+        """Return the dataranges that *linear* touches, each with the part of its object."""
+        at = max(0, bisect_right(self.bases, linear.start) - 1)
+        found: list[tuple[Datarange, Span]] = []
+        while at < len(self.dataranges) and self.bases[at] < linear.stop:
+            base, size = self.bases[at], self.dataranges[at].size
+            part = linear.intersection(Span(base, base + size))
+            if part:
+                found.append((self.dataranges[at], part.shifted(-base)))
+            at += 1
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """What a refresh found to be gone, for whoever has cached it."""
+
+    datasets: tuple[Dataset, ...]
+    dataranges: tuple[tuple[Dataset, Datarange], ...]
+
+
+class Snapshots:
+    """The current snapshot of every dataset; made by `open_snapshots`."""
+
+    def __init__(self, nursery: trio.Nursery, catalog: CatalogReader) -> None:
+        self._catalog = catalog
+        self._datasets: dict[DatasetId, Dataset] = {}
+        self._by_name: dict[str, Dataset] = {}
+        self._loaded: dict[DatasetId, Snapshot] = {}
+        self._flights: SingleFlight[DatasetId, Snapshot] = SingleFlight(nursery)
+
+    def datasets(self) -> list[Dataset]:
+        """Return all datasets, ascending by id."""
+        return list(self._datasets.values())
+
+    def dataset(self, dataset_id: DatasetId) -> Dataset:
+        """Return a dataset. Raises NotFound."""
+        try:
+            return self._datasets[dataset_id]
+        except KeyError:
+            raise NotFound(f"no dataset with id {dataset_id}") from None
+
+    def named(self, name: str) -> Dataset:
+        """Return the dataset called *name*. Raises NotFound."""
+        try:
+            return self._by_name[name]
+        except KeyError:
+            raise NotFound(f"no dataset {name!r}") from None
+
+    async def of(self, dataset_id: DatasetId) -> Snapshot:
+        """Return a dataset's snapshot; asks Postgres the first time. Raises NotFound, Unavailable."""
+        if (snapshot := self._loaded.get(dataset_id)) is not None:
+            return snapshot
+        return await self._flights.run(dataset_id, lambda: self._load(dataset_id))
+
+    async def refresh(self) -> Removed:
+        """Look at the catalog again. Returns what is gone; raises Unavailable and changes nothing."""
+        datasets = {dataset.id: dataset for dataset in await self._catalog.datasets()}
+        stale = [
+            snapshot
+            for dataset_id, snapshot in self._loaded.items()
+            if dataset_id not in datasets or datasets[dataset_id].version != snapshot.dataset.version
+        ]
+        fresh = {
+            old.dataset.id: await self._fetch(datasets[old.dataset.id])
+            for old in stale
+            if old.dataset.id in datasets
+        }
+        gone = tuple(dataset for dataset_id, dataset in self._datasets.items() if dataset_id not in datasets)
+        self._datasets = datasets
+        self._by_name = {dataset.name: dataset for dataset in datasets.values()}
+        self._loaded.update(fresh)
+        for dataset in gone:
+            self._loaded.pop(dataset.id, None)
+        return Removed(gone, tuple(_removed(stale, fresh)))
+
+    async def follow(self, feed: ChangeFeed, removed: trio.MemorySendChannel[Removed]) -> None:
+        """Refresh whenever *feed* says so, for ever; send on what is gone."""
+        while True:
+            await feed.wait()
+            gone = await self._refresh_patiently()
+            if gone.datasets or gone.dataranges:
+                await removed.send(gone)
+
+    async def _refresh_patiently(self) -> Removed:
+        """Refresh, trying again until Postgres is back; meanwhile the last snapshot serves."""
+        failures = 0
+        while True:
+            try:
+                return await self.refresh()
+            except Datas3tError as exc:
+                failures += 1
+                if failures == 1:
+                    log.warning("catalog could not be read, the last state serves: %s", exc)
+                await trio.sleep(_RETRY_SECONDS)
+
+    async def _load(self, dataset_id: DatasetId) -> Snapshot:
+        while True:
+            snapshot = await self._fetch(self.dataset(dataset_id))
+            if self.dataset(dataset_id).version == snapshot.dataset.version:  # else refreshed meanwhile
+                self._loaded[dataset_id] = snapshot
+                return snapshot
+
+    async def _fetch(self, dataset: Dataset) -> Snapshot:
+        return Snapshot.of(dataset, await self._catalog.dataranges(dataset.id))
+
+
+def _removed(stale: list[Snapshot], fresh: dict[DatasetId, Snapshot]) -> Iterable[tuple[Dataset, Datarange]]:
+    for old in stale:
+        new = fresh.get(old.dataset.id)
+        kept = {datarange.id for datarange in new.dataranges} if new else set()
+        yield from ((old.dataset, datarange) for datarange in old.dataranges if datarange.id not in kept)
+
+
+@asynccontextmanager
+async def open_snapshots(catalog: CatalogReader) -> AsyncIterator[Snapshots]:
+    """Own the loads under way, with the datasets read once. Raises Unavailable."""
+    async with background_nursery() as nursery:
+        snapshots = Snapshots(nursery, catalog)
+        await snapshots.refresh()
+        yield snapshots

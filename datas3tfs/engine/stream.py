@@ -1,0 +1,97 @@
+"""Stream a datarange's bytes in order, checked, with a few range requests in flight.
+
+What `download-tar` and `verify` share. Not for the mount: it reads by piece, through the pool.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import trio
+
+from datas3tfs.core import tar
+from datas3tfs.core.index import Index
+from datas3tfs.core.model import Datarange
+from datas3tfs.core.reads import cut, pieces_in
+from datas3tfs.core.spans import Span
+from datas3tfs.engine.check import check_piece
+from datas3tfs.engine.nurseries import background_nursery
+from datas3tfs.errors import Corrupt, Datas3tError
+from datas3tfs.ports import ObjectStore
+
+_REQUEST = 8 * 1024 * 1024
+_IN_FLIGHT = 4  # memory: this times the request
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """Consecutive bytes of an object, no piece of a datapoint cut in two."""
+
+    span: Span
+    data: bytes
+
+
+class _Slot:
+    def __init__(self) -> None:
+        self.done = trio.Event()
+        self.data = b""
+        self.error: Datas3tError | None = None
+
+
+def span_of(index: Index, slots: Span) -> Span:
+    """Return the bytes of the datapoints *slots*: first header to last padding, whole blocks."""
+    start = index.record(slots.start)[0]
+    offset, blocks, size = index.record(slots.last)
+    stop = offset + blocks * tar.BLOCK + tar.padded(size)
+    return Span(start, min(stop, index.object_size))
+
+
+@asynccontextmanager
+async def open_stretches(
+    store: ObjectStore, datarange: Datarange, index: Index, slots: Span
+) -> AsyncIterator[AsyncIterator[Stretch]]:
+    """Iterate over the bytes of *slots* in order; leaving cancels what is in flight."""
+    whole = span_of(index, slots)
+    spans = cut(index, whole, _REQUEST)
+    spans[-1] = Span(spans[-1].start, whole.stop)  # the last piece's padding belongs to the TAR
+
+    async def fetch(span: Span, slot: _Slot) -> None:
+        try:
+            slot.data = await store.get_range(datarange.data_key, span, datarange.size)
+        except Datas3tError as exc:
+            slot.error = exc
+        slot.done.set()
+
+    async def stretches() -> AsyncIterator[Stretch]:
+        waiting: deque[tuple[Span, _Slot]] = deque()
+        upcoming = iter(spans)
+        while True:
+            while len(waiting) < _IN_FLIGHT and (span := next(upcoming, None)) is not None:
+                waiting.append((span, _Slot()))
+                nursery.start_soon(fetch, *waiting[-1])
+            if not waiting:
+                return
+            span, slot = waiting.popleft()
+            await slot.done.wait()
+            if slot.error is not None:
+                raise slot.error
+            yield Stretch(span, slot.data)
+
+    async with background_nursery() as nursery:
+        yield stretches()
+
+
+def problems_in(index: Index, stretch: Stretch) -> list[tuple[int, str]]:
+    """Return (key, what is wrong) for every piece in *stretch* that fails its checks."""
+    view = memoryview(stretch.data)
+    problems: list[tuple[int, str]] = []
+    for slot, entry, piece in pieces_in(index, stretch.span):
+        part = piece.span.shifted(-stretch.span.start)
+        try:
+            check_piece(index, slot, entry, piece, view[part.start : part.stop])
+        except Corrupt as exc:
+            problems.append((entry.key, str(exc)))
+    return problems

@@ -1,0 +1,94 @@
+"""Commit a datarange: the one way by which data becomes visible.
+
+    begin (intent in Postgres: keys claimed, both objects named)
+      → PUT the TAR → PUT the index → publish (one transaction; the intent must still be there)
+
+Whatever happens before `publish` leaves an intent that names what may lie in S3; here it is abandoned
+if that can still be done, else it expires, and either way the sweeper deletes the objects. The crash
+table is in docs/CONCURRENCY.md.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import trio
+
+from datas3tfs.core.model import Datarange, Dataset, Upload, UploadId, UploadIntent
+from datas3tfs.core.spans import Span
+from datas3tfs.engine.nurseries import background_nursery
+from datas3tfs.errors import Datas3tError, NotFound
+from datas3tfs.ports import ObjectStore, Stores, Uploads
+
+log = logging.getLogger(__name__)
+
+_RENEW_SECONDS = 60.0  # an intent expires after ten minutes without renewal
+_ABANDON_SECONDS = 10.0  # at most, when the writer itself is being cancelled
+
+
+class Writer:
+    """Commits dataranges."""
+
+    def __init__(self, uploads: Uploads, stores: Stores) -> None:
+        self._uploads = uploads
+        self._stores = stores
+
+    async def commit(
+        self, dataset: Dataset, keys: Span, size: int, body: AsyncIterator[bytes], index: Callable[[], bytes]
+    ) -> Datarange:
+        """Upload and publish one datarange; return it.
+
+        *body* yields the TAR, *size* bytes; *index*, asked once the body is stored, returns the index
+        object. Raises Conflict (keys taken), Unavailable, Invalid, and what *body* raises; nothing is
+        visible then.
+        """
+        store = await self._stores.store(dataset.bucket_id)
+        upload = await self._begin(store, UploadIntent(dataset.id, keys, size))
+        try:
+            async with self._kept_alive(upload.id):
+                await store.put_stream(upload.data_key, body, size)
+                await store.put(upload.index_key, index())
+            return await self._uploads.publish(upload.id)
+        except BaseException:
+            await self._abandon(upload)
+            raise
+
+    async def _begin(self, store: ObjectStore, intent: UploadIntent) -> Upload:
+        """Record the intent, under object keys at which nothing lies.
+
+        The catalog never names a key twice, but a bucket can be older than its catalog.
+        """
+        upload = await self._uploads.begin(intent)
+        while await _exists(store, upload.data_key) or await _exists(store, upload.index_key):
+            # Not ours: forgotten without dooming the objects that lie there.
+            await self._uploads.withdraw(upload.id)
+            upload = await self._uploads.begin(intent, fresh=True)
+        return upload
+
+    @asynccontextmanager
+    async def _kept_alive(self, upload_id: UploadId) -> AsyncIterator[None]:
+        async with background_nursery() as nursery:
+            nursery.start_soon(self._renew, upload_id)
+            yield
+
+    async def _renew(self, upload_id: UploadId) -> None:
+        while True:
+            await trio.sleep(_RENEW_SECONDS)
+            await self._uploads.renew(upload_id)
+
+    async def _abandon(self, upload: Upload) -> None:
+        with trio.move_on_after(_ABANDON_SECONDS, shield=True):
+            try:
+                await self._uploads.abandon(upload.id)
+            except Datas3tError as exc:
+                log.warning("%s: left to expire: %s", upload.data_key, exc)
+
+
+async def _exists(store: ObjectStore, key: str) -> bool:
+    try:
+        await store.size(key)
+    except NotFound:
+        return False
+    return True
