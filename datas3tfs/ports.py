@@ -82,6 +82,11 @@ class Uploads(Protocol):
         """
         ...
 
+    async def confirm(self, upload_id: UploadId) -> None:
+        """Record that nothing lay at the upload's object names: what lies there from now on is its
+        own, and is doomed when it is abandoned. Raises Conflict if it is gone."""
+        ...
+
     async def renew(self, upload_id: UploadId) -> None:
         """Put off the upload's expiry. Raises Conflict if it is gone."""
         ...
@@ -91,7 +96,8 @@ class Uploads(Protocol):
         ...
 
     async def abandon(self, upload_id: UploadId) -> None:
-        """Forget the intent, free its keys and doom both objects. Does nothing if it is gone."""
+        """Forget the intent, free its keys and, if it was confirmed, doom both objects. Does nothing
+        if it is gone."""
         ...
 
     async def abandon_expired(self) -> int:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 from datas3tfs.core import tar
-from datas3tfs.core.model import Dataset, DatasetId
 from datas3tfs.core.spans import Span
 from datas3tfs.engine.indices import Indices
 from datas3tfs.engine.snapshot import Snapshot
 from datas3tfs.engine.stream import open_stretches, problems_in
 from datas3tfs.errors import Corrupt, NotFound
-from datas3tfs.ports import CatalogReader, Stores
+from datas3tfs.ports import Stores
 
 
 async def export_tar(
@@ -34,17 +33,3 @@ async def export_tar(
                     raise Corrupt(f"{datarange.data_key}: {problem}")
                 yield stretch.data
     yield tar.END_OF_ARCHIVE
-
-
-async def dataset_named(catalog: CatalogReader, name: str) -> Dataset:
-    """Return the dataset called *name*. Raises NotFound, Unavailable."""
-    for dataset in await catalog.datasets():
-        if dataset.name == name:
-            return dataset
-    raise NotFound(f"no dataset {name!r}")
-
-
-async def load_snapshot(catalog: CatalogReader, name: str) -> Snapshot:
-    """Return the present snapshot of the dataset called *name*. Raises NotFound, Unavailable."""
-    dataset = await dataset_named(catalog, name)
-    return Snapshot.of(dataset, await catalog.dataranges(DatasetId(dataset.id)))

@@ -62,9 +62,9 @@ class Writer:
         """
         upload = await self._uploads.begin(intent)
         while await _exists(store, upload.data_key) or await _exists(store, upload.index_key):
-            # Not ours: forgotten without dooming the objects that lie there.
-            await self._uploads.withdraw(upload.id)
+            await self._uploads.abandon(upload.id)  # unconfirmed, so it dooms nothing
             upload = await self._uploads.begin(intent, fresh=True)
+        await self._uploads.confirm(upload.id)
         return upload
 
     @asynccontextmanager
