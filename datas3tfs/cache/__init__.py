@@ -1,0 +1,1 @@
+"""Local disk: the cache of indices."""
