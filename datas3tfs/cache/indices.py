@@ -89,9 +89,11 @@ class DiskIndexCache:
                 disk_min_file_size=0,
                 size_limit=self._size_limit,
                 eviction_policy="least-recently-used",
+                cull_limit=1,
             )
             # diskcache keeps the limit of whoever made the directory; the present one counts.
             self._cache.reset("size_limit", self._size_limit)
+            self._cache.cull()
         except (OSError, sqlite3.Error, diskcache.Timeout) as exc:
             raise Unavailable(f"{path}: the cache cannot be used ({exc})") from exc
 
@@ -110,6 +112,10 @@ class DiskIndexCache:
         try:
             if not self._cache.set(key, io.BytesIO(content), read=True):
                 raise OSError("entry was refused")
+            # `set` evicts one entry, which is exact as long as entries are alike; `cull` takes ten at
+            # a time until there is room, so it is for when one large entry displaces many.
+            if self._cache.volume() > self._size_limit:
+                self._cache.cull()
         except (OSError, sqlite3.Error, diskcache.Timeout) as exc:
             self._warn(exc)
             return memoryview(content)
