@@ -6,7 +6,7 @@ shell's. Nothing here reads content: opening gives an `OpenDatapoint`, which the
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 
 from datas3tfs.core.index import Entry, Index
@@ -89,7 +89,7 @@ class Tree:
         slot = key - datarange.keys.start
         return OpenDatapoint(snapshot, datarange, index, slot, index.entry(slot), snapshot.bases[at])
 
-    async def listing(self, dataset_id: DatasetId, from_key: int) -> AsyncIterator[Rows]:
+    async def listing(self, dataset_id: DatasetId, from_key: int) -> AsyncGenerator[Rows, None]:
         """Yield all datapoints from *from_key* on, in key order. Raises NotFound, Corrupt, Unavailable."""
         snapshot = await self._snapshots.of(dataset_id)
         for datarange in snapshot.from_key(from_key):

@@ -1,0 +1,80 @@
+"""How things look to `stat`: modes, owners, sizes, times, and how long the kernel may believe it."""
+
+from __future__ import annotations
+
+import stat
+from dataclasses import dataclass
+
+import pyfuse3
+
+from datas3tfs.core.model import Dataset
+from datas3tfs.engine.tree import OpenDatapoint
+
+# Committed datapoints never change, so the kernel may keep what it knows; removal is told to it
+# (fs/invalidate.py). A year, because the kernel counts in jiffies and "for ever" overflows.
+FOREVER = 365 * 24 * 3600.0
+# Datasets come and go, and their times change with every commit: "within a second".
+MOMENT = 1.0
+_BLOCK = 512  # the unit of st_blocks
+_BLKSIZE = 128 * 1024  # what the kernel asks for at once; `cp` and others size their buffers by it
+_DIRECTORY_SIZE = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Ownership:
+    """Whom everything in the mount belongs to, and which permission bits are taken away."""
+
+    uid: int
+    gid: int
+    umask: int
+
+
+class Attributes:
+    """Makes pyfuse3's attributes; read-only, so nobody may write."""
+
+    def __init__(self, ownership: Ownership) -> None:
+        self._ownership = ownership
+        self._file_mode = stat.S_IFREG | 0o444 & ~ownership.umask
+        self._directory_mode = stat.S_IFDIR | 0o555 & ~ownership.umask
+
+    def root(self, datasets: list[Dataset], inode: int) -> pyfuse3.EntryAttributes:
+        """Return the attributes of the directory of all *datasets*."""
+        newest = max((dataset.updated_ns for dataset in datasets), default=0)
+        return self._directory(inode, newest, 2 + len(datasets))
+
+    def dataset(self, dataset: Dataset, inode: int) -> pyfuse3.EntryAttributes:
+        """Return the attributes of a dataset's directory."""
+        return self._directory(inode, dataset.updated_ns, 2)
+
+    def datapoint(self, file: OpenDatapoint, inode: int) -> pyfuse3.EntryAttributes:
+        """Return the attributes of a datapoint."""
+        attributes = self.blank()
+        fill(attributes, inode, file.entry.size, file.entry.mtime_ns)
+        return attributes
+
+    def blank(self) -> pyfuse3.EntryAttributes:
+        """Return a datapoint's attributes with all but inode, size and times, for `fill`."""
+        attributes = pyfuse3.EntryAttributes()
+        attributes.st_mode = pyfuse3.ModeT(self._file_mode)
+        attributes.st_nlink = 1
+        attributes.st_blksize = _BLKSIZE
+        attributes.st_uid = self._ownership.uid
+        attributes.st_gid = self._ownership.gid
+        attributes.entry_timeout = attributes.attr_timeout = FOREVER
+        return attributes
+
+    def _directory(self, inode: int, mtime_ns: int, links: int) -> pyfuse3.EntryAttributes:
+        attributes = self.blank()
+        fill(attributes, inode, _DIRECTORY_SIZE, mtime_ns)
+        attributes.st_mode = pyfuse3.ModeT(self._directory_mode)
+        attributes.st_nlink = links
+        attributes.entry_timeout = attributes.attr_timeout = MOMENT
+        return attributes
+
+
+def fill(attributes: pyfuse3.EntryAttributes, inode: int, size: int, mtime_ns: int) -> None:
+    """Set what differs between datapoints; listings reuse one object for thousands of entries."""
+    attributes.st_ino = pyfuse3.InodeT(inode)
+    attributes.st_size = size
+    attributes.st_blocks = -(-size // _BLOCK)
+    attributes.st_mtime_ns = attributes.st_ctime_ns = attributes.st_atime_ns = mtime_ns
