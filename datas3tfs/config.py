@@ -138,6 +138,11 @@ def child_environment() -> dict[str, str]:
     return {"LC_ALL": "C.UTF-8"} | {name: os.environ[name] for name in kept if name in os.environ}
 
 
+def notify_socket() -> str | None:
+    """Return where systemd wants to hear that a service is ready (sd_notify(3)), if it does."""
+    return os.environ.get("NOTIFY_SOCKET")
+
+
 def read_private(path: Path) -> bytes:
     """Return the content of a file that only its owner may read. Raises Invalid, saying what to do."""
     shown = printable(str(path))

@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 from datas3tfs import config
+from datas3tfs.errors import Invalid
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
@@ -33,10 +34,16 @@ def settings(ctx: typer.Context, **flags: object) -> config.Settings:
     return config.load(config=given.config, db_url=given.db_url, **flags)
 
 
-def start_logging(level: str) -> None:
-    """Send log lines of *level* and above to stderr, for commands that stay."""
+def log_to(file: Path | None, level: str) -> None:
+    """Send log lines of *level* and above to *file*, or to stderr. Raises Invalid if it cannot be written."""
+    try:
+        if file is not None:
+            file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        handler = logging.StreamHandler(sys.stderr) if file is None else logging.FileHandler(file)
+    except OSError as exc:
+        raise Invalid(f"{file}: {exc.strerror}") from exc
     logging.basicConfig(
-        stream=sys.stderr,
+        handlers=[handler],
         level=level.upper(),
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
         force=True,

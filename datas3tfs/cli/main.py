@@ -15,7 +15,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from datas3tfs import __version__
-from datas3tfs.cli import local
+from datas3tfs.cli import catalog, data, local, mount
 from datas3tfs.cli.context import Globals
 from datas3tfs.cli.keygen import keygen
 from datas3tfs.core.names import printable
@@ -33,7 +33,18 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(local.app, name="local")
+app.command()(mount.mount)
+app.command()(mount.umount)
+app.command()(mount.stats)
+app.command()(catalog.migrate)
 app.command()(keygen)
+app.add_typer(catalog.bucket_app, name="bucket")
+app.add_typer(catalog.dataset_app, name="dataset")
+app.add_typer(catalog.datarange_app, name="datarange")
+app.command()(data.ingest)
+app.command()(data.upload_tar)
+app.command()(data.download_tar)
+app.command()(data.verify)
 
 _debug = False  # how `fail` shows an error; set once, by the global option
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 from datas3tfs.core import tar
 from datas3tfs.core.spans import Span
@@ -15,7 +15,7 @@ from datas3tfs.ports import Stores
 
 async def export_tar(
     snapshot: Snapshot, keys: Span, indices: Indices, stores: Stores
-) -> AsyncIterator[bytes]:
+) -> AsyncGenerator[bytes, None]:
     """Yield a valid TAR of the datapoints of *keys* that exist, in key order.
 
     Raises NotFound if none does, Corrupt if one is damaged, Unavailable.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 
 from datas3tfs.core.index import HAS_CRC, Index
@@ -42,7 +42,7 @@ class Verified:
 Report = Progress | Problem | Verified
 
 
-async def verify(snapshot: Snapshot, indices: Indices, stores: Stores) -> AsyncIterator[Report]:
+async def verify(snapshot: Snapshot, indices: Indices, stores: Stores) -> AsyncGenerator[Report, None]:
     """Read every datapoint and check its header and CRC32C; yield what is found. Raises Unavailable.
 
     A datapoint of several pieces may be reported more than once, for each piece that is bad.
@@ -59,7 +59,9 @@ async def verify(snapshot: Snapshot, indices: Indices, stores: Stores) -> AsyncI
         yield Verified(datarange, bool(index.header.flags & HAS_CRC))
 
 
-async def _verify_datarange(store: ObjectStore, datarange: Datarange, index: Index) -> AsyncIterator[Report]:
+async def _verify_datarange(
+    store: ObjectStore, datarange: Datarange, index: Index
+) -> AsyncGenerator[Report, None]:
     async with open_stretches(store, datarange, index, Span(0, index.count)) as stretches:
         async for stretch in stretches:
             for key, problem in problems_in(index, stretch):

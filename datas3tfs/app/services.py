@@ -1,0 +1,71 @@
+"""Wire the adapters together, for commands and for the mount. Nothing here computes or waits by itself."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from datas3tfs.cache.indices import open_index_cache
+from datas3tfs.catalog import Catalog, CatalogSettings, open_catalog
+from datas3tfs.config import Settings
+from datas3tfs.core.counters import Counters
+from datas3tfs.core.model import Dataset
+from datas3tfs.engine.indices import Indices, open_indices
+from datas3tfs.engine.snapshot import Snapshot
+from datas3tfs.errors import NotFound
+from datas3tfs.objects.settings import S3Settings
+from datas3tfs.objects.stores import S3Stores, open_stores
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What every command that touches data needs."""
+
+    catalog: Catalog
+    stores: S3Stores
+    indices: Indices
+    counters: Counters
+
+
+@asynccontextmanager
+async def open_services(settings: Settings) -> AsyncIterator[Services]:
+    """Open the catalog, the stores and the index cache. Raises Invalid (settings), Unavailable (cache)."""
+    counters = Counters()
+    catalog_settings = CatalogSettings(operation_limit=settings.io_timeout)
+    async with (
+        open_catalog(
+            settings.require_db_url(), settings.require_encryption_key(), counters, catalog_settings
+        ) as catalog,
+        open_stores(catalog.reader.bucket, S3Settings(io_timeout=settings.io_timeout), counters) as stores,
+        open_index_cache(settings.cache_dir, settings.cache_size) as cache,
+        open_indices(cache, stores, counters) as indices,
+    ):
+        yield Services(catalog, stores, indices, counters)
+
+
+@asynccontextmanager
+async def open_registry(settings: Settings) -> AsyncIterator[Catalog]:
+    """Open the catalog alone, for commands that touch no data. Raises Invalid (settings)."""
+    has_key = settings.encryption_key is not None or settings.encryption_key_file is not None
+    async with open_catalog(
+        settings.require_db_url(),
+        settings.require_encryption_key() if has_key else None,
+        Counters(),
+        CatalogSettings(operation_limit=settings.io_timeout),
+    ) as catalog:
+        yield catalog
+
+
+async def dataset_named(catalog: Catalog, name: str) -> Dataset:
+    """Return the dataset called *name*. Raises NotFound, Unavailable."""
+    for dataset in await catalog.reader.datasets():
+        if dataset.name == name:
+            return dataset
+    raise NotFound(f"no dataset {name!r} (see `datas3tfs dataset list`)")
+
+
+async def load_snapshot(catalog: Catalog, name: str) -> Snapshot:
+    """Return the present snapshot of the dataset called *name*. Raises NotFound, Unavailable."""
+    dataset = await dataset_named(catalog, name)
+    return Snapshot.of(dataset, await catalog.reader.dataranges(dataset.id))

@@ -1,0 +1,131 @@
+"""`datas3tfs mount | umount | stats`."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from datas3tfs import config
+from datas3tfs.app.daemon import Readiness, daemonize
+from datas3tfs.app.mount import MountOptions, serve_mount
+from datas3tfs.app.mountpoint import mounted_at, prepare, require_ours, unmount
+from datas3tfs.cli import output
+from datas3tfs.cli.context import JsonFlag, log_to, settings
+from datas3tfs.cli.running import run
+from datas3tfs.core.sizes import format_size
+from datas3tfs.errors import Invalid, Unavailable
+from datas3tfs.fs.attributes import Ownership
+from datas3tfs.fs.xattrs import STATS
+
+_GONE_SECONDS = 30.0  # for the daemon to leave after its mount is gone
+
+Mountpoint = Annotated[Path, typer.Argument(help="The directory.", metavar="MOUNTPOINT")]
+
+
+def mount(
+    ctx: typer.Context,
+    mountpoint: Mountpoint,
+    dataset: Annotated[str | None, typer.Option(help="Show this dataset alone, at the root.")] = None,
+    daemon: Annotated[bool, typer.Option("--daemon", help="Return once it is mounted.")] = False,
+    read_only: Annotated[bool, typer.Option("--read-only", help="Always so in this version.")] = False,
+    allow_other: Annotated[bool, typer.Option("--allow-other", help="Let other users in, too.")] = False,
+    uid: Annotated[int | None, typer.Option(help="Whom files belong to.", show_default="you")] = None,
+    gid: Annotated[
+        int | None, typer.Option(help="Which group files belong to.", show_default="yours")
+    ] = None,
+    umask: Annotated[str, typer.Option(help="Permission bits to take away, octal.")] = "022",
+    cache_dir: Annotated[Path | None, typer.Option(help="Where indices are cached.")] = None,
+    cache_size: Annotated[str | None, typer.Option(help="How large the cache may be, e.g. 10GiB.")] = None,
+    io_timeout: Annotated[float | None, typer.Option(help="Seconds after which a read gives EIO.")] = None,
+    log_file: Annotated[Path | None, typer.Option(help="Where log lines go instead of stderr.")] = None,
+) -> None:
+    """Show datasets as directories until unmounted, or stopped by SIGTERM or Ctrl-C."""
+    chosen = settings(ctx, cache_dir=cache_dir, cache_size=cache_size, io_timeout=io_timeout)
+    options = MountOptions(
+        mountpoint.absolute(),
+        dataset,
+        Ownership(os.getuid() if uid is None else uid, os.getgid() if gid is None else gid, _octal(umask)),
+        allow_other,
+    )
+    prepare(options.mountpoint)  # so that wrong usage is reported before anything else happens
+
+    def serve(readiness: Readiness) -> None:
+        run(lambda: serve_mount(chosen, options, readiness), stop_on=())
+
+    if daemon:
+        log_to(log_file or _default_log(chosen, options.mountpoint), chosen.log_level)
+        daemonize(serve, config.notify_socket())
+    else:
+        log_to(log_file, chosen.log_level)
+        serve(Readiness(None, config.notify_socket()))
+
+
+def umount(
+    mountpoint: Mountpoint,
+    lazy: Annotated[bool, typer.Option("--lazy", help="Also if it is in use.")] = False,
+) -> None:
+    """Unmount, and wait until the daemon has ended."""
+    target = require_ours(mountpoint)
+    pid = None if lazy else _pid_of(target)
+    unmount(target, lazy=lazy)
+    deadline = time.monotonic() + _GONE_SECONDS
+    while pid is not None and _alive(pid) and time.monotonic() < deadline:
+        time.sleep(0.02)  # another process's child cannot be waited for
+    if mounted_at(target) is not None and not lazy:
+        raise Unavailable(f"{mountpoint}: something is still mounted there")
+
+
+def stats(mountpoint: Mountpoint, as_json: JsonFlag = False) -> None:
+    """Show what a mount has done: requests, bytes, cache hits."""
+    found = _stats_of(require_ours(mountpoint))
+    if as_json:
+        output.print_json(found)
+        return
+    counters: dict[str, int] = found.pop("counters")
+    lines: list[dict[str, Any]] = [{"name": name, "value": value} for name, value in found.items()]
+    lines += [
+        {"name": name, "value": f"{value} ({format_size(value)})" if name.endswith("bytes") else value}
+        for name, value in counters.items()
+    ]
+    output.print_table(lines, (output.Column("name", "name"), output.Column("value", "value")), as_json=False)
+
+
+def _stats_of(mountpoint: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(os.getxattr(mountpoint, STATS))
+    except OSError as exc:
+        raise Unavailable(f"{mountpoint}: the mount does not answer ({exc.strerror})") from exc
+    return found
+
+
+def _pid_of(mountpoint: Path) -> int | None:
+    try:
+        return int(_stats_of(mountpoint)["pid"])
+    except Unavailable:
+        return None  # a dead daemon need not be waited for
+
+
+def _alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
+
+
+def _octal(text: str) -> int:
+    if not re.fullmatch(r"[0-7]{1,4}", text):
+        raise Invalid(f"--umask {text}: not an octal number like 022")
+    return int(text, 8)
+
+
+def _default_log(chosen: config.Settings, mountpoint: Path) -> Path:
+    """A daemon has no stderr; its log is beside its cache, named like its mount point."""
+    name = str(mountpoint).strip("/").replace("/", "-") or "root"
+    return chosen.cache_dir / "logs" / f"{name}.log"
