@@ -25,7 +25,8 @@ def run(command: Callable[[], Awaitable[T]], *, stop_on: Sequence[signal.Signals
     try:
         outcome, stopped = trio.run(_until_signal, command, tuple(stop_on))
     except BaseExceptionGroup as group:
-        raise _plain(group) from group
+        lone = _plain(group)
+        raise lone from lone.__cause__  # which says more than the group does
     if stopped is not None:
         raise typer.Exit(128 + stopped)
     return outcome[0]
@@ -38,8 +39,8 @@ async def _until_signal(
         return [await command()], None
     outcome: list[T] = []
     stopped: int | None = None
-    async with trio.open_nursery() as nursery:
-        with trio.open_signal_receiver(*stop_on) as signals:
+    with trio.open_signal_receiver(*stop_on) as signals:
+        async with trio.open_nursery() as nursery:
 
             async def watch() -> None:
                 nonlocal stopped
@@ -49,7 +50,7 @@ async def _until_signal(
 
             nursery.start_soon(watch)
             outcome.append(await command())
-        nursery.cancel_scope.cancel()
+            nursery.cancel_scope.cancel()
     # Finished in spite of the signal: then it is done, and its result stands.
     return outcome, None if outcome else stopped
 
