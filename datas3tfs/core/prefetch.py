@@ -20,7 +20,7 @@ from datas3tfs.core.spans import Span
 # kernel's own read-ahead comes in out of order by a few of its 128 KiB requests, and between
 # datapoints lie headers and padding (10 KiB at the end of a TAR).
 _BEHIND = 512 * 1024
-_AHEAD = 64 * 1024
+_AHEAD = 256 * 1024
 _PROOF = 2  # a random reader's next read falls just behind the last by chance; twice running, rarely
 _STREAMS = 64  # readers told apart; the one idle longest is forgotten
 
