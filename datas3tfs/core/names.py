@@ -53,7 +53,7 @@ def parse_datapoint_name(name: str) -> DatapointName:
 
 def check_extension(extension: str, name: str) -> None:
     """Raise Invalid, naming *name*, if *extension* may not follow the dot of a datapoint name."""
-    if not extension or "/" in extension or ".." in extension or _has_control(extension):
+    if not extension or "/" in extension or ".." in f".{extension}" or _has_control(extension):
         raise Invalid(f"{printable(name)}: extension is empty or has a slash, '..' or a control character")
     try:
         length = len(extension.encode())

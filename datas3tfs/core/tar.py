@@ -42,7 +42,8 @@ KINDS = {
 
 _FIELDS = struct.Struct("100s8s8s8s12s12s8sc100s8s32s32s8s8s155s12x")
 _OCTAL_LIMIT = 8**11  # eleven octal digits in size and mtime
-_TIME_LIMIT = 1 << 33  # seconds; reached in the year 2242, and all of it in nanoseconds fits 64 bits
+# Times beyond are refused: in nanoseconds they would not fit 64 bits. Reached in the year 2261.
+TIME_LIMIT = 9_200_000_000
 _SECOND = 1_000_000_000
 
 
@@ -148,7 +149,7 @@ def parse_pax_time(text: str) -> int:
     digits = whole.removeprefix("-")
     if not (digits.isascii() and digits.isdigit() and len(digits) <= 12 and (fraction or "0").isdigit()):
         raise Invalid(f"malformed PAX time {printable(text)!r}")
-    if int(digits) >= _TIME_LIMIT:
+    if int(digits) >= TIME_LIMIT:
         raise Invalid(f"PAX time {printable(text)} is out of range")
     nanoseconds = int(digits) * _SECOND + int((fraction + "000000000")[:9])
     return -nanoseconds if whole.startswith("-") else nanoseconds
@@ -221,7 +222,7 @@ def _number(field: bytes, what: str, *, signed: bool = False) -> int:
         value = int(digits or b"0", 8)
     if value < 0 and not signed:
         raise Invalid(f"negative {what} in a TAR header")
-    if abs(value) >= 1 << 62 or (signed and abs(value) >= _TIME_LIMIT):
+    if abs(value) >= 1 << 62 or (signed and abs(value) >= TIME_LIMIT):
         raise Invalid(f"{what} in a TAR header is out of range")
     return value
 
