@@ -1,0 +1,318 @@
+"""The catalog's four ports in memory: a twin of Postgres for tests of the engine.
+
+It answers to the same contract suite as the real one (tests/contract/test_catalog.py). Not for time
+limits, outages or hostile rows. No method waits but at trio's checkpoint, so each is one transaction.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, replace
+
+import trio
+
+from datas3tfs.core.model import (
+    Bucket,
+    BucketId,
+    BucketSpec,
+    Datarange,
+    DatarangeId,
+    Dataset,
+    DatasetId,
+    Doomed,
+    Upload,
+    UploadId,
+    UploadIntent,
+)
+from datas3tfs.core.names import KEY_LIMIT, check_label, data_object_key, index_object_key
+from datas3tfs.core.spans import Span
+from datas3tfs.errors import Conflict, Invalid, NotFound
+from datas3tfs.ports import CatalogReader, ChangeFeed, Graveyard, Registry, Uploads
+
+
+class MemoryFeed:
+    """A subscription: awake once at the beginning, as the real one."""
+
+    def __init__(self) -> None:
+        self._changed = trio.Event()
+        self.wake()
+
+    def wake(self) -> None:
+        """Let wait() return."""
+        self._changed.set()
+
+    async def wait(self) -> None:
+        """Return when something may have changed since the last return."""
+        await self._changed.wait()
+        self._changed = trio.Event()
+
+
+@dataclass(slots=True)
+class _Dataset:
+    id: DatasetId
+    name: str
+    bucket: Bucket
+    version: int
+    updated_ns: int
+
+
+@dataclass(slots=True)
+class _Pending:
+    upload: Upload
+    expires_at: float  # by the twin's clock
+    confirmed: bool = False
+
+
+class MemoryCatalog:
+    """All four ports at once, also by name like catalog.Catalog; the attributes are for tests to look at."""
+
+    def __init__(
+        self, *, upload_lifetime: float = 600.0, clock: Callable[[], float] = trio.current_time
+    ) -> None:
+        self.upload_lifetime = upload_lifetime  # seconds of *clock*
+        self.clock = clock
+        self.all_buckets: dict[BucketId, Bucket] = {}
+        self.all_datasets: dict[DatasetId, _Dataset] = {}
+        self.published: dict[UploadId, Datarange] = {}
+        self.pending: dict[UploadId, _Pending] = {}
+        self.graves: dict[int, Doomed] = {}
+        self._used_names: set[tuple[BucketId, str]] = set()
+        self._ids = itertools.count(1)
+        self._feeds: set[MemoryFeed] = set()
+
+    @property
+    def reader(self) -> CatalogReader:
+        """The committed state."""
+        return self
+
+    @property
+    def registry(self) -> Registry:
+        """Registering."""
+        return self
+
+    @property
+    def uploads(self) -> Uploads:
+        """Uploads."""
+        return self
+
+    @property
+    def graveyard(self) -> Graveyard:
+        """Objects to delete."""
+        return self
+
+    # CatalogReader
+
+    async def datasets(self) -> list[Dataset]:
+        """Return all datasets, ascending by id."""
+        await trio.lowlevel.checkpoint()
+        return [self._summary(dataset) for dataset in self.all_datasets.values()]
+
+    async def dataset(self, name: str) -> Dataset:
+        """Return the dataset called *name*. Raises NotFound."""
+        await trio.lowlevel.checkpoint()
+        check_label("dataset", name)
+        for dataset in self.all_datasets.values():
+            if dataset.name == name:
+                return self._summary(dataset)
+        raise NotFound(f"dataset {name}: there is none of this name")
+
+    def _summary(self, dataset: _Dataset) -> Dataset:
+        held = self._dataranges(dataset.id)
+        return Dataset(
+            id=dataset.id,
+            name=dataset.name,
+            bucket_id=dataset.bucket.id,
+            bucket_name=dataset.bucket.spec.name,
+            version=dataset.version,
+            updated_ns=dataset.updated_ns,
+            dataranges=len(held),
+            datapoints=sum(item.count for item in held),
+            total_bytes=sum(item.size for item in held),
+            lowest_key=held[0].keys.start if held else None,
+            highest_key=held[-1].keys.last if held else None,
+        )
+
+    async def dataranges(self, dataset_id: DatasetId) -> list[Datarange]:
+        """Return the committed dataranges of a dataset, ascending by key."""
+        await trio.lowlevel.checkpoint()
+        return self._dataranges(dataset_id)
+
+    def _dataranges(self, dataset_id: DatasetId) -> list[Datarange]:
+        held = [item for item in self.published.values() if item.dataset_id == dataset_id]
+        return sorted(held, key=lambda item: item.keys)
+
+    async def bucket(self, bucket_id: BucketId) -> Bucket:
+        """Return a bucket with its credentials. Raises NotFound."""
+        await trio.lowlevel.checkpoint()
+        if bucket_id not in self.all_buckets:
+            raise NotFound(f"bucket {bucket_id}: there is none of this id")
+        return self.all_buckets[bucket_id]
+
+    def changes(self) -> AbstractAsyncContextManager[ChangeFeed]:
+        """Subscribe to changes."""
+        return self._subscribe()
+
+    @asynccontextmanager
+    async def _subscribe(self) -> AsyncIterator[ChangeFeed]:
+        feed = MemoryFeed()
+        self._feeds.add(feed)
+        try:
+            yield feed
+        finally:
+            self._feeds.remove(feed)
+
+    def _wake(self) -> None:
+        for feed in self._feeds:
+            feed.wake()
+
+    # Registry
+
+    async def buckets(self) -> list[Bucket]:
+        """Return all buckets by name, credentials left empty."""
+        await trio.lowlevel.checkpoint()
+        shown = [
+            replace(bucket, spec=replace(bucket.spec, access_key="", secret_key=""))
+            for bucket in self.all_buckets.values()
+        ]
+        return sorted(shown, key=lambda bucket: bucket.spec.name)
+
+    async def add_bucket(self, spec: BucketSpec) -> Bucket:
+        """Register a bucket. Raises Conflict, Invalid."""
+        await trio.lowlevel.checkpoint()
+        check_label("bucket", spec.name)
+        if not spec.endpoint or not spec.bucket:
+            raise Invalid(f"bucket {spec.name}: endpoint or bucket is empty")
+        for other in self.all_buckets.values():
+            if other.spec.name == spec.name:
+                raise Conflict(f"bucket {spec.name}: a bucket of this name is registered already")
+            if (other.spec.endpoint, other.spec.bucket) == (spec.endpoint, spec.bucket):
+                raise Conflict(f"bucket {spec.name}: this bucket of this endpoint is registered already")
+        bucket = Bucket(BucketId(next(self._ids)), spec)
+        self.all_buckets[bucket.id] = bucket
+        return bucket
+
+    async def add_dataset(self, name: str, bucket_name: str) -> DatasetId:
+        """Create an empty dataset. Raises Conflict, NotFound, Invalid."""
+        await trio.lowlevel.checkpoint()
+        check_label("dataset", name)
+        check_label("bucket", bucket_name)
+        if any(dataset.name == name for dataset in self.all_datasets.values()):
+            raise Conflict(f"dataset {name}: a dataset of this name exists already")
+        for bucket in self.all_buckets.values():
+            if bucket.spec.name == bucket_name:
+                made = _Dataset(
+                    DatasetId(next(self._ids)), name, bucket, version=0, updated_ns=self._now_ns()
+                )
+                self.all_datasets[made.id] = made
+                self._wake()
+                return made.id
+        raise NotFound(f"bucket {bucket_name}: there is none of this name")
+
+    # Uploads
+
+    async def begin(self, intent: UploadIntent, *, fresh: bool = False) -> Upload:
+        """Record *intent*. Raises Conflict, NotFound, Invalid."""
+        await trio.lowlevel.checkpoint()
+        if not intent.keys or intent.keys.start < 0 or intent.keys.stop > KEY_LIMIT or intent.size < 0:
+            raise Invalid(f"keys from {intent.keys.start} to before {intent.keys.stop} cannot be uploaded")
+        dataset = self.all_datasets.get(intent.dataset_id)
+        if dataset is None:
+            raise NotFound(f"dataset {intent.dataset_id}: there is none of this id")
+        if any(intent.keys.intersection(taken) for taken in self._claims(dataset.id)):
+            what = f"keys {intent.keys.start} to {intent.keys.last} of dataset {dataset.id}"
+            raise Conflict(f"{what}: some of these keys are taken already")
+        data_key = self._new_name(dataset, intent.keys, fresh)
+        upload_id = UploadId(next(self._ids))
+        upload = Upload(upload_id, intent, dataset.bucket.id, data_key, index_object_key(data_key))
+        self.pending[upload_id] = _Pending(upload, self.clock() + self.upload_lifetime)
+        return upload
+
+    def _claims(self, dataset_id: DatasetId) -> list[Span]:
+        intents = (pending.upload.intent for pending in self.pending.values())
+        in_flight = [intent.keys for intent in intents if intent.dataset_id == dataset_id]
+        return in_flight + [item.keys for item in self._dataranges(dataset_id)]
+
+    def _new_name(self, dataset: _Dataset, keys: Span, fresh: bool) -> str:
+        plain = data_object_key(dataset.name, keys, None)
+        used = fresh or (dataset.bucket.id, plain) in self._used_names
+        name = data_object_key(dataset.name, keys, next(self._ids)) if used else plain
+        self._used_names |= {(dataset.bucket.id, plain), (dataset.bucket.id, name)}
+        return name
+
+    def _pending(self, upload_id: UploadId) -> _Pending:
+        if upload_id not in self.pending:
+            raise Conflict(f"upload {upload_id}: it was abandoned, or has expired and was swept")
+        return self.pending[upload_id]
+
+    async def confirm(self, upload_id: UploadId) -> None:
+        """Record that nothing lay at the upload's names. Raises Conflict if it is gone."""
+        await trio.lowlevel.checkpoint()
+        self._pending(upload_id).confirmed = True
+
+    async def renew(self, upload_id: UploadId) -> None:
+        """Put off the upload's expiry. Raises Conflict if it is gone."""
+        await trio.lowlevel.checkpoint()
+        self._pending(upload_id).expires_at = self.clock() + self.upload_lifetime
+
+    async def publish(self, upload_id: UploadId) -> Datarange:
+        """Make the datarange visible; again if it is already. Raises Conflict if the intent is gone."""
+        await trio.lowlevel.checkpoint()
+        if upload_id in self.published:
+            return self.published[upload_id]
+        upload = self._pending(upload_id).upload
+        del self.pending[upload_id]
+        dataset = self.all_datasets[upload.intent.dataset_id]
+        dataset.version += 1
+        dataset.updated_ns = self._now_ns()
+        datarange = Datarange(
+            id=DatarangeId(next(self._ids)),
+            dataset_id=dataset.id,
+            keys=upload.intent.keys,
+            data_key=upload.data_key,
+            index_key=upload.index_key,
+            size=upload.intent.size,
+            created_ns=dataset.updated_ns,
+        )
+        self.published[upload_id] = datarange
+        self._wake()
+        return datarange
+
+    async def abandon(self, upload_id: UploadId) -> None:
+        """Forget the intent and doom its objects if it was confirmed. Does nothing if it is gone."""
+        await trio.lowlevel.checkpoint()
+        pending = self.pending.pop(upload_id, None)
+        if pending is not None and pending.confirmed:
+            for key in (pending.upload.data_key, pending.upload.index_key):
+                grave = Doomed(next(self._ids), pending.upload.bucket_id, key)
+                self.graves[grave.id] = grave
+
+    async def abandon_expired(self) -> int:
+        """Abandon every upload that has expired; return how many."""
+        expired = [key for key, pending in self.pending.items() if pending.expires_at < self.clock()]
+        for upload_id in expired:
+            await self.abandon(upload_id)
+        await trio.lowlevel.checkpoint()
+        return len(expired)
+
+    def expire(self, upload_id: UploadId) -> None:
+        """Let time pass until the upload's writer counts as dead."""
+        self.pending[upload_id].expires_at = self.clock() - 1
+
+    # Graveyard
+
+    async def doomed(self, limit: int) -> list[Doomed]:
+        """Return up to *limit* objects that are due for deletion."""
+        await trio.lowlevel.checkpoint()
+        return list(self.graves.values())[:limit]
+
+    async def buried(self, ids: Sequence[int]) -> None:
+        """Strike deleted objects off the list."""
+        await trio.lowlevel.checkpoint()
+        for grave in ids:
+            self.graves.pop(grave, None)
+
+    def _now_ns(self) -> int:
+        return time.time_ns()
