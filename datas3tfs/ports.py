@@ -42,8 +42,14 @@ class CatalogReader(Protocol):
         """Return all datasets, ascending by id."""
         ...
 
+    async def dataset(self, name: str) -> Dataset:
+        """Return the dataset called *name*. Raises NotFound, Invalid (no name for a dataset)."""
+        ...
+
     async def dataranges(self, dataset_id: DatasetId) -> list[Datarange]:
-        """Return the committed dataranges of a dataset, ascending by key; [] if there are none."""
+        """Return the committed dataranges of a dataset, ascending by key; [] if there are none.
+
+        Raises Corrupt if a row cannot be."""
         ...
 
     async def bucket(self, bucket_id: BucketId) -> Bucket:
@@ -78,7 +84,7 @@ class Uploads(Protocol):
         """Record *intent*: claim its keys and name two objects never used before in that bucket.
 
         *fresh* skips the name without a generation (the writer found an object there).
-        Raises Conflict (a key is committed or claimed), NotFound (dataset).
+        Raises Conflict (a key is committed or claimed), NotFound (dataset), Invalid (impossible keys).
         """
         ...
 
@@ -92,7 +98,9 @@ class Uploads(Protocol):
         ...
 
     async def publish(self, upload_id: UploadId) -> Datarange:
-        """Make the datarange visible and forget the intent. Raises Conflict if the intent is gone."""
+        """Make the datarange visible and forget the intent. Raises Conflict if the intent is gone.
+
+        Publishing again what is published returns the same datarange."""
         ...
 
     async def abandon(self, upload_id: UploadId) -> None:

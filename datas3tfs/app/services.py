@@ -10,10 +10,8 @@ from datas3tfs.cache.indices import open_index_cache
 from datas3tfs.catalog import Catalog, CatalogSettings, open_catalog
 from datas3tfs.config import Settings
 from datas3tfs.core.counters import Counters
-from datas3tfs.core.model import Dataset
 from datas3tfs.engine.indices import Indices, open_indices
 from datas3tfs.engine.snapshot import Snapshot
-from datas3tfs.errors import NotFound
 from datas3tfs.objects.settings import S3Settings
 from datas3tfs.objects.stores import S3Stores, open_stores
 
@@ -57,15 +55,7 @@ async def open_registry(settings: Settings) -> AsyncIterator[Catalog]:
         yield catalog
 
 
-async def dataset_named(catalog: Catalog, name: str) -> Dataset:
-    """Return the dataset called *name*. Raises NotFound, Unavailable."""
-    for dataset in await catalog.reader.datasets():
-        if dataset.name == name:
-            return dataset
-    raise NotFound(f"no dataset {name!r} (see `datas3tfs dataset list`)")
-
-
 async def load_snapshot(catalog: Catalog, name: str) -> Snapshot:
     """Return the present snapshot of the dataset called *name*. Raises NotFound, Unavailable."""
-    dataset = await dataset_named(catalog, name)
+    dataset = await catalog.reader.dataset(name)
     return Snapshot.of(dataset, await catalog.reader.dataranges(dataset.id))

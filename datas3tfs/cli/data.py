@@ -13,7 +13,7 @@ import trio
 import typer
 
 from datas3tfs.app import ingest as ingesting
-from datas3tfs.app.services import Services, dataset_named, load_snapshot, open_services
+from datas3tfs.app.services import Services, load_snapshot, open_services
 from datas3tfs.cli import output
 from datas3tfs.cli.catalog import datarange_record
 from datas3tfs.cli.context import JsonFlag, settings
@@ -121,7 +121,7 @@ async def _ingest(
 ) -> list[Datarange]:
     committed: list[Datarange] = []
     async with open_services(chosen) as services:
-        dataset = await dataset_named(services.catalog, name)
+        dataset = await services.catalog.reader.dataset(name)
         await _sweep(services)
         first = ingesting.next_key(dataset) if start is None else start
         total = sum(source.size for source in sources)
@@ -141,7 +141,7 @@ async def _ingest(
 
 async def _upload_tar(chosen: Settings, name: str, path: Path) -> Datarange:
     async with open_services(chosen) as services:
-        dataset = await dataset_named(services.catalog, name)
+        dataset = await services.catalog.reader.dataset(name)
         await _sweep(services)
         with output.progress(f"check {path.name}", _size_of(path), in_bytes=True) as advance:
             scanned = await ingesting.scan_tar(path, advance)

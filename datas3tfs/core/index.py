@@ -144,12 +144,12 @@ class Index:
         unit = _SECOND if self.header.mtime_width == 4 else 1
         return [base + delta * unit for delta in column[slot : slot + count].tolist()]
 
-    def names(self, slot: int, count: int) -> list[str]:
-        """Return the file names of *count* datapoints from *slot* on."""
-        key, ids, table = self.first + slot, self._tail.extension_ids, self._tail.extensions
+    def names(self, slot: int, count: int) -> list[bytes]:
+        """Return the file names of *count* datapoints from *slot* on, encoded, as listings need them."""
+        key, ids, table = self.first + slot, self._tail.extension_ids, self._tail.encoded
         if ids is None:
-            return [datapoint_name(key + i, table[0]) for i in range(count)]
-        return [datapoint_name(key + i, table[e]) for i, e in enumerate(ids[slot : slot + count].tolist())]
+            return [b"%020d.%s" % (key + i, table[0]) for i in range(count)]
+        return [b"%020d.%s" % (key + i, table[e]) for i, e in enumerate(ids[slot : slot + count].tolist())]
 
     def chunk_crc(self, slot: int, chunk: int) -> int | None:
         """Return the CRC32C of one chunk of a datapoint larger than a chunk; None if unknown."""
@@ -221,6 +221,7 @@ class _Tail:
     extension_ids: Column | None
     chunk_crcs: Column | None
     extensions: list[str]
+    encoded: list[bytes]  # the extensions again
 
 
 def _tail_columns(buffer: memoryview, header: IndexHeader) -> _Tail:
@@ -249,7 +250,7 @@ def _tail_columns(buffer: memoryview, header: IndexHeader) -> _Tail:
     highest = 0 if ids is None else int(ids.max())
     if highest >= len(extensions) or (ids is None and len(extensions) != 1):
         raise Corrupt("index names an extension it does not have")
-    return _Tail(base, mtimes, crcs, ids, chunks, extensions)
+    return _Tail(base, mtimes, crcs, ids, chunks, extensions, [e.encode() for e in extensions])
 
 
 def _chunks_in_all(buffer: memoryview, header: IndexHeader) -> int:

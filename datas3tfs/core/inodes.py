@@ -65,6 +65,13 @@ class Inodes:
             return dataset_id << _LOW_BITS | key
         return self._region(dataset_id, key >> _LOW_BITS) << _LOW_BITS | key & _LOW_MASK
 
+    def datapoints(self, dataset_id: DatasetId, first: int, count: int) -> range | list[int]:
+        """Return the inode numbers of *count* consecutive keys from *first* on."""
+        start = self.datapoint(dataset_id, first)
+        if (first & _LOW_MASK) + count <= _LOW_MASK + 1:  # all in one region
+            return range(start, start + count)
+        return [self.datapoint(dataset_id, key) for key in range(first, first + count)]
+
     def node(self, number: int) -> Node:
         """Return what *number* stands for. Raises Invalid if this mount never gave it out."""
         region, low = number >> _LOW_BITS, number & _LOW_MASK

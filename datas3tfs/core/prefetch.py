@@ -37,7 +37,7 @@ class PrefetchLimits:
 class _Stream:
     position: int  # where the next read of this stream is expected
     proof: int
-    window: int
+    window: int  # of the last answer; 0 before the first
     reached: int  # everything up to here has been asked for
     seen: int  # when last used, in reads observed
 
@@ -76,16 +76,14 @@ class PrefetchPlanner:
     def _add(self, read: Span) -> None:
         if len(self._streams) >= _STREAMS:
             self._streams.remove(min(self._streams, key=lambda s: s.seen))
-        self._streams.append(_Stream(read.stop, 0, self._limits.first_window, read.stop, self._observed))
+        self._streams.append(_Stream(read.stop, 0, 0, read.stop, self._observed))
 
     def _extend(self, stream: _Stream, read: Span) -> Span | None:
         ahead = stream.reached - stream.position
-        if ahead <= 0:  # just proved, or the reader has overtaken the window: begin with this very read
-            stream.reached = read.start
-        elif ahead >= stream.window // 2:
+        if stream.window and ahead >= stream.window // 2:
             return None
-        else:
-            stream.window = min(2 * stream.window, self._limits.largest_window)
-        span = Span(stream.reached, max(stream.position, stream.reached) + stream.window)
-        stream.reached = span.stop
-        return span
+        stream.window = min(max(2 * stream.window, self._limits.first_window), self._limits.largest_window)
+        # Just proved, or the reader has overtaken the window: begin with this very read.
+        start = stream.reached if ahead > 0 else read.start
+        stream.reached = max(stream.position, start) + stream.window
+        return Span(start, stream.reached)

@@ -43,7 +43,7 @@ class Rows:
     """Consecutive datapoints of a listing, as columns. Key of the i-th: `first_key + i`."""
 
     first_key: int
-    names: list[str]
+    names: list[bytes]
     sizes: list[int]
     mtimes_ns: list[int]
 

@@ -77,4 +77,5 @@ def fill(attributes: pyfuse3.EntryAttributes, inode: int, size: int, mtime_ns: i
     attributes.st_ino = pyfuse3.InodeT(inode)
     attributes.st_size = size
     attributes.st_blocks = -(-size // _BLOCK)
-    attributes.st_mtime_ns = attributes.st_ctime_ns = attributes.st_atime_ns = mtime_ns
+    if attributes.st_mtime_ns != mtime_ns:  # neighbours are often of the same second
+        attributes.st_mtime_ns = attributes.st_ctime_ns = attributes.st_atime_ns = mtime_ns

@@ -53,7 +53,7 @@ def _stale_datapoints(gone: Removed, operations: Operations, indices: Indices) -
         for slot in range(0, index.count, _BATCH):
             names = index.names(slot, min(_BATCH, index.count - slot))
             yield [
-                (parent, name.encode(), operations.datapoint_inode(dataset, index.first + slot + i))
+                (parent, name, operations.datapoint_inode(dataset, index.first + slot + i))
                 for i, name in enumerate(names)
             ]
 

@@ -124,16 +124,17 @@ class Operations(pyfuse3.Operations):
 
         A failure after the first entry ends the answer; the kernel asks again and gets the error then.
         """
-        attributes, number, reply = self._attributes.blank(), self._inodes.datapoint, pyfuse3.readdir_reply
+        attributes, reply = self._attributes.blank(), pyfuse3.readdir_reply
         listed = 0
         try:
             async with aclosing(self._tree.listing(dataset_id, start)) as batches:
                 async for rows in batches:
-                    columns = zip(rows.names, rows.sizes, rows.mtimes_ns, strict=True)
-                    for key, (name, size, mtime_ns) in enumerate(columns, rows.first_key):
-                        fill(attributes, number(dataset_id, key), size, mtime_ns)
+                    numbers = self._inodes.datapoints(dataset_id, rows.first_key, len(rows.names))
+                    columns = zip(numbers, rows.names, rows.sizes, rows.mtimes_ns, strict=True)
+                    for key, (number, name, size, mtime_ns) in enumerate(columns, rows.first_key):
+                        fill(attributes, number, size, mtime_ns)
                         after = key + 1 if key < _KEY_MAX else _END
-                        if not reply(token, pyfuse3.FileNameT(os.fsencode(name)), attributes, after):
+                        if not reply(token, pyfuse3.FileNameT(name), attributes, after):
                             return
                     listed += len(rows.names)
         except Datas3tError:

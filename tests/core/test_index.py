@@ -67,7 +67,7 @@ def test_what_goes_in_comes_out(entries: Members, first: int, crc: bool) -> None
         for chunk in range(-(-size // CHUNK) if size > CHUNK else 0):
             assert index.chunk_crc(slot, chunk) == ((checksum + chunk) % 2**32 if crc else None)
         offset += 512 + padded(size)
-    assert index.names(0, len(entries)) == [index.entry(slot).name for slot in range(len(entries))]
+    assert index.names(0, len(entries)) == [index.entry(s).name.encode() for s in range(len(entries))]
     assert index.sizes(0, len(entries)) == [entry[0] for entry in entries]
     assert index.mtimes_ns(0, len(entries)) == [entry[1] for entry in entries]
 

@@ -216,6 +216,13 @@ def test_numbers_never_given_out_are_refused() -> None:
         Inodes().node((1 << 22) << 40)
 
 
+@given(st.integers(0, 2**42), st.integers(1, 50), st.integers(0, 30))
+def test_numbers_in_a_row_are_those_one_by_one(first: int, count: int, back: int) -> None:
+    inodes, first = Inodes(), max(0, (first | 2**40 - 1) - back)
+    numbers = list(inodes.datapoints(DatasetId(3), first, count))
+    assert numbers == [inodes.datapoint(DatasetId(3), key) for key in range(first, first + count)]
+
+
 def test_no_table_grows_with_the_datapoints_looked_at() -> None:
     inodes = Inodes()
     for key in range(2**50, 2**50 + 1000):
