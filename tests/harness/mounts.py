@@ -1,0 +1,382 @@
+"""A whole product to test: a database, a bucket, the command line as subprocesses, and real mounts.
+
+Not for faults themselves (faultproxy.py) nor for servers (postgres.py, s3.py). The fixtures are in
+tests/e2e/conftest.py. A stuck FUSE request cannot be killed, so nothing here waits without a limit:
+every mount has a timer that aborts its connection, and leaving a mount ends its daemon, by force if
+need be. Never map a mounted file in this process (a page fault holds the interpreter lock): use a
+subprocess. Start mounts from the main thread only: the kernel ends the daemon with that thread.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import trio
+
+from datas3tfs.app import ingest as ingesting
+from datas3tfs.app.mountpoint import FILE_SYSTEM, mounted_at
+from datas3tfs.catalog import Catalog, generate_key, open_catalog
+from datas3tfs.core.counters import Counters
+from datas3tfs.core.model import Datarange, Dataset
+from datas3tfs.engine.writer import Writer
+from datas3tfs.objects.settings import S3Settings
+from datas3tfs.objects.stores import open_stores
+from tests.harness.postgres import PostgresServer
+from tests.harness.s3 import S3Server
+
+ROOT = Path(__file__).resolve().parents[2]
+BUCKET = "main"  # the name under which a stack's bucket is registered
+
+_COMMAND_LIMIT = 120.0  # seconds for any command but a mount
+_READY_LIMIT = 30.0
+_LEAVE_LIMIT = 15.0  # for a daemon to end after SIGTERM
+_LIFE_LIMIT = 200.0  # for a whole mount, below pytest's own limit, which would leave it stuck
+T = TypeVar("T")
+
+_CONNECTIONS = Path("/sys/fs/fuse/connections")
+
+
+def until(
+    condition: Callable[[], object], limit: float = 10.0, what: str = "it", every: float = 0.02
+) -> float:
+    """Wait until *condition* holds; return how many seconds that took. Fails after *limit* seconds."""
+    begun = time.monotonic()
+    while not condition():
+        assert time.monotonic() - begun < limit, f"{what} did not happen within {limit:g} s"
+        time.sleep(every)
+    return time.monotonic() - begun
+
+
+def check_fuse() -> str | None:
+    """Return what is wrong with /dev/fuse here, or None."""
+    try:
+        os.close(os.open("/dev/fuse", os.O_RDWR))
+    except OSError as exc:
+        return (
+            f"/dev/fuse cannot be used ({exc.strerror}): load the kernel's fuse module (modprobe fuse); "
+            "for a container add --device /dev/fuse --cap-add SYS_ADMIN"
+        )
+    return None
+
+
+def abort_connection(device: str) -> None:
+    """Abort the FUSE connection of *device* (major:minor): whoever waits for it gets an error."""
+    if not any(_CONNECTIONS.iterdir()) and os.geteuid() == 0:
+        subprocess.run(["mount", "-t", "fusectl", "none", _CONNECTIONS], check=False, capture_output=True)
+    with suppress(OSError):  # ended by itself meanwhile
+        (_CONNECTIONS / device.partition(":")[2] / "abort").write_text("1")
+
+
+def unmount_lazily(path: Path) -> None:
+    """Take a mount away whatever state it is in."""
+    command = ["umount", "-l"] if os.geteuid() == 0 else ["fusermount3", "-uz"]
+    subprocess.run([*command, str(path)], check=False, capture_output=True, timeout=_LEAVE_LIMIT)
+
+
+class Mount:
+    """A mount and its daemon, a subprocess in the foreground."""
+
+    def __init__(self, path: Path, process: subprocess.Popen[bytes], log: Path) -> None:
+        self.path = path
+        self.process = process
+        self._log = log
+        self._timer: threading.Timer | None = None
+        self.device = ""
+
+    @property
+    def pid(self) -> int:
+        """The daemon's."""
+        return self.process.pid
+
+    @property
+    def log(self) -> str:
+        """What the daemon has written to stderr so far."""
+        return self._log.read_text(errors="replace")
+
+    def errors(self) -> list[str]:
+        """Return the log lines of level ERROR, without time."""
+        return [line.partition(" ERROR ")[2] for line in self.log.splitlines() if " ERROR " in line]
+
+    def stats(self) -> dict[str, Any]:
+        """Return what `datas3tfs stats --json` shows."""
+        found: dict[str, Any] = json.loads(os.getxattr(self.path, "user.datas3t.stats"))
+        return found
+
+    def counters(self) -> Counters:
+        """Return the counters of this moment."""
+        counters = Counters()
+        for name, value in self.stats()["counters"].items():
+            counters.add(name, value)
+        return counters
+
+    def rss(self) -> int:
+        """Return the daemon's resident memory in bytes."""
+        found = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{self.pid}/status").read_text())
+        assert found is not None
+        return int(found[1]) * 1024
+
+    def is_mounted(self) -> bool:
+        """Say whether a datas3tfs is mounted here; never asks the daemon."""
+        found = mounted_at(self.path)
+        return found is not None and found.file_system == FILE_SYSTEM
+
+    def wait_ready(self, deadline: float) -> None:
+        """Wait until it is mounted. Fails if the daemon ends before."""
+        while not self.is_mounted():
+            code = self.process.poll()
+            assert code is None, f"the mount ended with {code}:\n{self.log}"
+            assert time.monotonic() < deadline, f"not mounted in time:\n{self.log}"
+            time.sleep(0.01)
+        found = mounted_at(self.path)
+        assert found is not None
+        self.device = found.device
+        self._timer = threading.Timer(_LIFE_LIMIT, self.abort)
+        self._timer.daemon = True
+        self._timer.start()
+
+    def terminate(self, how: signal.Signals = signal.SIGTERM) -> int:
+        """Send *how* and return the exit code."""
+        self.process.send_signal(how)
+        return self.process.wait(_LEAVE_LIMIT)
+
+    def kill9(self) -> None:
+        """Kill the daemon as the kernel's memory killer would; its mount stays behind, dead."""
+        self.process.kill()
+        self.process.wait(_LEAVE_LIMIT)
+
+    def abort(self) -> None:
+        """Abort the connection: everybody stuck in it gets an error."""
+        abort_connection(self.device)
+
+    def close(self) -> None:
+        """End it whatever its state. Fails if the daemon had to be forced, or left something behind."""
+        forced = False
+        try:
+            if self.process.poll() is None:
+                self.terminate()
+        except subprocess.TimeoutExpired:
+            forced = True
+            self.abort()
+            self.kill9()
+        finally:
+            if self._timer is not None:
+                self._timer.cancel()
+            left = self.is_mounted()
+            if left:
+                unmount_lazily(self.path)
+        assert not forced, f"the daemon did not end within {_LEAVE_LIMIT:g} s of SIGTERM:\n{self.log}"
+        assert not left, f"something was left mounted:\n{self.log}"
+        assert "Traceback" not in self.log, self.log
+
+
+@dataclass
+class Stack:
+    """A database and a bucket of their own, and everything one does with them."""
+
+    postgres: PostgresServer
+    db_url: str
+    s3: S3Server
+    home: Path
+    encryption_key: str = field(default_factory=generate_key)
+    _mounts: int = 0
+
+    @property
+    def environ(self) -> dict[str, str]:
+        """The environment that makes every command work on this stack."""
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("DATAS3TFS_")}
+        return kept | {
+            "DATAS3TFS_DB_URL": self.db_url,
+            "DATAS3TFS_ENCRYPTION_KEY": self.encryption_key,
+            "DATAS3TFS_CACHE_DIR": str(self.home / "cache"),
+            "DATAS3TFS_S3_ENDPOINT": self.s3.endpoint,
+            "DATAS3TFS_S3_BUCKET": self.s3.bucket,
+            "DATAS3TFS_S3_ACCESS_KEY": self.s3.access_key,
+            "DATAS3TFS_S3_SECRET_KEY": self.s3.secret_key,
+            "LC_ALL": "C.UTF-8",
+        }
+
+    @property
+    def secrets(self) -> list[str]:
+        """What nobody may ever see."""
+        return [self.postgres.password, self.encryption_key, self.s3.secret_key, self.s3.access_key]
+
+    def register(self, *datasets: str, endpoint: str | None = None) -> None:
+        """Register the bucket (reached through *endpoint*, a proxy, if given) and *datasets* in it.
+
+        This and the next two work in this process: the commands, tested elsewhere, take a second each.
+        """
+
+        async def work(catalog: Catalog) -> None:
+            if not await catalog.registry.buckets():
+                await catalog.registry.add_bucket(self.s3.spec(endpoint, BUCKET))
+            for name in datasets:
+                await catalog.registry.add_dataset(name, BUCKET)
+
+        self._with_catalog(work)
+
+    def ingest(
+        self, dataset: str, *paths: Path, start: int | None = None, datarange_bytes: int = 1 << 28
+    ) -> list[Datarange]:
+        """Do what `datas3tfs ingest` does; return what was committed."""
+
+        async def work(catalog: Catalog) -> list[Datarange]:
+            async with _writing(catalog, dataset) as (writer, into):
+                steps = ingesting.ingest(
+                    writer,
+                    into,
+                    ingesting.find_sources(paths),
+                    first=ingesting.next_key(into) if start is None else start,
+                    datarange_bytes=datarange_bytes,
+                    advance=_ignore,
+                )
+                async with aclosing(steps):
+                    return [datarange async for datarange, _ in steps]
+
+        return self._with_catalog(work)
+
+    def upload_tar(self, dataset: str, path: Path) -> Datarange:
+        """Do what `datas3tfs upload-tar` does; return what was committed."""
+
+        async def work(catalog: Catalog) -> Datarange:
+            scanned = await ingesting.scan_tar(path, _ignore)
+            async with _writing(catalog, dataset) as (writer, into):
+                return await ingesting.upload_tar(writer, into, path, scanned, _ignore)
+
+        return self._with_catalog(work)
+
+    def _with_catalog(self, work: Callable[[Catalog], Awaitable[T]]) -> T:
+        async def opened() -> T:
+            async with open_catalog(self.db_url, self.encryption_key, Counters()) as catalog:
+                return await work(catalog)
+
+        return trio.run(opened)
+
+    def run(
+        self, *words: str | Path, env: Mapping[str, str] | None = None, check: bool = True
+    ) -> subprocess.CompletedProcess[str]:
+        """Run `datas3tfs` with *words* as a user would; fails unless it exits with 0, if *check*."""
+        done = subprocess.run(
+            [sys.executable, "-m", "datas3tfs", *map(str, words)],
+            env=self.environ | dict(env or {}),
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=_COMMAND_LIMIT,
+            check=False,
+        )
+        assert not check or done.returncode == 0, f"{words} failed with {done.returncode}: {done.stderr}"
+        return done
+
+    def json(self, *words: str | Path) -> Any:
+        """Run a command with --json and return its document."""
+        return json.loads(self.run(*words, "--json").stdout)
+
+    def refused(self, *words: str | Path, code: int = 1) -> str:
+        """Run a command that must fail with *code*; return its one line of error."""
+        done = self.run(*words, check=False)
+        lines = done.stderr.splitlines()
+        assert done.returncode == code, f"{words}: {done.returncode}, {done.stdout}{done.stderr}"
+        assert len(lines) == 1, done.stderr
+        assert lines[0].startswith("datas3tfs: error: "), lines[0]
+        assert not done.stdout, done.stdout
+        return lines[0].removeprefix("datas3tfs: error: ")
+
+    def sql(self, script: str) -> str:
+        """Run *script* on the stack's database; return what it prints."""
+        return self.postgres.sql(self.db_url.rpartition("/")[2], script)
+
+    def objects(self) -> dict[str, int]:
+        """Return the keys in the bucket with their sizes, asked of S3 itself."""
+        pages = self.s3.client().get_paginator("list_objects_v2").paginate(Bucket=self.s3.bucket)
+        return {found["Key"]: found["Size"] for page in pages for found in page.get("Contents", [])}
+
+    def get_object(self, key: str) -> bytes:
+        """Return an object, past the product."""
+        body: bytes = self.s3.client().get_object(Bucket=self.s3.bucket, Key=key)["Body"].read()
+        return body
+
+    def put_object(self, key: str, body: bytes) -> None:
+        """Write an object, past the product."""
+        self.s3.client().put_object(Bucket=self.s3.bucket, Key=key, Body=body)
+
+    def new_mountpoint(self) -> Path:
+        """Make an empty directory to mount on."""
+        self._mounts += 1
+        path = self.home / f"mnt{self._mounts}"
+        path.mkdir()
+        return path
+
+    @contextmanager
+    def mount(
+        self,
+        *words: str,
+        dataset: str | None = None,
+        io_timeout: float | None = None,
+        path: Path | None = None,
+        cold: bool = False,
+        env: Mapping[str, str] | None = None,
+        prefix: Sequence[str] = (),
+    ) -> Iterator[Mount]:
+        """Mount with the options *words*; *cold* gives it a cache directory of its own, empty.
+
+        Leaving fails unless all is gone. *prefix* is a command to run it under.
+        """
+        path = path or self.new_mountpoint()
+        options = [*words]
+        options += ["--dataset", dataset] if dataset else []
+        options += ["--io-timeout", f"{io_timeout:g}"] if io_timeout else []
+        options += ["--cache-dir", str(self.home / f"cache-{secrets.token_hex(4)}")] if cold else []
+        log = self.home / f"{path.name}-{secrets.token_hex(4)}.log"
+        with log.open("wb") as stream:
+            process = subprocess.Popen(
+                # The kernel asks the daemon to end when this process dies, however it dies.
+                ["setpriv", "--pdeathsig", "TERM", *prefix, sys.executable, "-m", "datas3tfs", "mount",
+                 str(path), *options],
+                env=self.environ | dict(env or {}),
+                cwd=ROOT,
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=stream,
+            )  # fmt: skip
+        mount = Mount(path, process, log)
+        try:
+            mount.wait_ready(time.monotonic() + _READY_LIMIT)
+            yield mount
+        except BaseException as exc:
+            exc.add_note(f"log of the mount:\n{mount.log[-4000:]}")
+            with suppress(AssertionError):  # the first failure is the one to report
+                mount.close()
+            raise
+        mount.close()
+
+
+@asynccontextmanager
+async def _writing(catalog: Catalog, name: str) -> AsyncIterator[tuple[Writer, Dataset]]:
+    dataset = next(found for found in await catalog.reader.datasets() if found.name == name)
+    async with open_stores(catalog.reader.bucket, S3Settings(), Counters()) as stores:
+        yield Writer(catalog.uploads, stores), dataset
+
+
+def _ignore(amount: int) -> None:
+    """Progress nobody looks at."""
+
+
+@contextmanager
+def open_stack(postgres: PostgresServer, s3: S3Server, home: Path) -> Iterator[Stack]:
+    """Give a stack with a fresh database; its mounts must be gone before it is."""
+    with postgres.database() as db_url:
+        yield Stack(postgres, db_url, s3, home)
