@@ -17,11 +17,15 @@ from dataclasses import dataclass
 from datas3tfs.core.spans import Span
 
 # A read belongs to a stream if it starts at most this far behind or ahead of where the stream is: the
-# kernel's own read-ahead comes in out of order by a few of its 128 KiB requests, and between
-# datapoints lie headers and padding (10 KiB at the end of a TAR).
+# kernel's own read-ahead comes in out of order by a few of its 128 KiB requests.
 _BEHIND = 512 * 1024
 _AHEAD = 256 * 1024
-_PROOF = 2  # a random reader's next read falls just behind the last by chance; twice running, rarely
+# Until a stream has proved itself, its reads must follow each other closely, in bytes (between
+# datapoints lie headers and padding, 10 KiB at the end of a TAR) and in time (in reads observed). A
+# random reader goes on just where some earlier read ended by chance; twice running, rarely.
+_PROOF = 2
+_CLOSE = 32 * 1024
+_SOON = 32
 _STREAMS = 64  # readers told apart; the one idle longest is forgotten
 
 
@@ -40,6 +44,11 @@ class _Stream:
     window: int  # of the last answer; 0 before the first
     reached: int  # everything up to here has been asked for
     seen: int  # when last used, in reads observed
+
+    @property
+    def tolerance(self) -> int:
+        """How far ahead of its position a read may start and still be this stream's."""
+        return _AHEAD if self.proof >= _PROOF else _CLOSE
 
 
 class PrefetchPlanner:
@@ -60,8 +69,10 @@ class PrefetchPlanner:
         if stream is None:
             self._add(read)
             return None
+        if stream.proof < _PROOF and self._observed - stream.seen > _SOON:
+            stream.proof = 0
         stream.seen = self._observed
-        if read.stop > stream.position:
+        if read.stop > stream.position and (stream.proof >= _PROOF or read.start >= stream.position):
             stream.proof += 1
             stream.position = read.stop
         if stream.proof < _PROOF:
@@ -70,7 +81,7 @@ class PrefetchPlanner:
 
     def _stream_of(self, read: Span) -> _Stream | None:
         """Return the stream this read continues: of several, the one it continues most closely."""
-        near = [s for s in self._streams if -_BEHIND <= read.start - s.position <= _AHEAD]
+        near = [s for s in self._streams if -_BEHIND <= read.start - s.position <= s.tolerance]
         return min(near, key=lambda s: abs(read.start - s.position), default=None)
 
     def _add(self, read: Span) -> None:

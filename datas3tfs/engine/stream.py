@@ -6,8 +6,8 @@ What `download-tar` and `verify` share. Not for the mount: it reads by piece, th
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 
 import trio
@@ -65,7 +65,7 @@ async def open_stretches(
             slot.error = exc
         slot.done.set()
 
-    async def stretches() -> AsyncIterator[Stretch]:
+    async def stretches() -> AsyncGenerator[Stretch, None]:
         waiting: deque[tuple[Span, _Slot]] = deque()
         upcoming = iter(spans)
         while True:
@@ -80,8 +80,8 @@ async def open_stretches(
                 raise slot.error
             yield Stretch(span, slot.data)
 
-    async with background_nursery() as nursery:
-        yield stretches()
+    async with background_nursery() as nursery, aclosing(stretches()) as ordered:
+        yield ordered
 
 
 def problems_in(index: Index, stretch: Stretch) -> list[tuple[int, str]]:

@@ -1,6 +1,6 @@
 """Commit a datarange: the one way by which data becomes visible.
 
-    begin (intent in Postgres: keys claimed, both objects named)
+    begin (intent in Postgres: keys claimed, both objects named) → nothing lies there? confirm
       → PUT the TAR → PUT the index → publish (one transaction; the intent must still be there)
 
 Whatever happens before `publish` leaves an intent that names what may lie in S3; here it is abandoned
@@ -45,8 +45,13 @@ class Writer:
         visible then.
         """
         store = await self._stores.store(dataset.bucket_id)
-        upload = await self._begin(store, UploadIntent(dataset.id, keys, size))
+        intent = UploadIntent(dataset.id, keys, size)
+        upload = await self._uploads.begin(intent)
         try:
+            while await self._is_taken(store, upload):
+                await self._uploads.abandon(upload.id)  # unconfirmed, so it dooms nothing
+                upload = await self._uploads.begin(intent, fresh=True)
+            await self._uploads.confirm(upload.id)
             async with self._kept_alive(upload.id):
                 await store.put_stream(upload.data_key, body, size)
                 await store.put(upload.index_key, index())
@@ -55,17 +60,10 @@ class Writer:
             await self._abandon(upload)
             raise
 
-    async def _begin(self, store: ObjectStore, intent: UploadIntent) -> Upload:
-        """Record the intent, under object keys at which nothing lies.
-
-        The catalog never names a key twice, but a bucket can be older than its catalog.
-        """
-        upload = await self._uploads.begin(intent)
-        while await _exists(store, upload.data_key) or await _exists(store, upload.index_key):
-            await self._uploads.abandon(upload.id)  # unconfirmed, so it dooms nothing
-            upload = await self._uploads.begin(intent, fresh=True)
-        await self._uploads.confirm(upload.id)
-        return upload
+    async def _is_taken(self, store: ObjectStore, upload: Upload) -> bool:
+        """Say whether something lies at the upload's object keys: the catalog names none twice, but a
+        bucket can be older than its catalog."""
+        return await _exists(store, upload.data_key) or await _exists(store, upload.index_key)
 
     @asynccontextmanager
     async def _kept_alive(self, upload_id: UploadId) -> AsyncIterator[None]:

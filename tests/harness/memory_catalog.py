@@ -164,6 +164,14 @@ class MemoryCatalog:
         finally:
             self._feeds.remove(feed)
 
+    def remove(self, datarange_id: DatarangeId) -> None:
+        """Take a committed datarange away, as another program may; not in any port yet."""
+        for upload_id, datarange in list(self.published.items()):
+            if datarange.id == datarange_id:
+                del self.published[upload_id]
+                self.all_datasets[datarange.dataset_id].version += 1
+        self._wake()
+
     def _wake(self) -> None:
         for feed in self._feeds:
             feed.wake()
