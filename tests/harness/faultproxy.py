@@ -28,7 +28,7 @@ from dataclasses import dataclass, replace
 from enum import Enum, auto
 from types import TracebackType
 
-_BUFFER = 1 << 20
+_BUFFER = 1 << 18
 _HEAD_LIMIT = 64 << 10
 _PAGE = b"<html><body><h1>It works!</h1></body></html>"
 _REASONS = {403: "Forbidden", 404: "Not Found", 500: "Internal Server Error", 503: "Slow Down"}
