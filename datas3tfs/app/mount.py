@@ -56,8 +56,8 @@ async def serve_mount(settings: Settings, options: MountOptions, readiness: Read
     """
     mountpoint = prepare(options.mountpoint)
     async with (
-        open_services(settings) as services,
-        open_snapshots(services.catalog.reader) as snapshots,
+        open_services(settings, settings.io_timeout) as services,
+        open_snapshots(services.catalog.reader, settings.io_timeout) as snapshots,
         open_pool(services.stores, settings.memory_budget, services.counters) as pool,
         open_prefetcher(pool, services.indices, _limits(settings)) as prefetcher,
     ):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -27,8 +28,10 @@ class Services:
 
 
 @asynccontextmanager
-async def open_services(settings: Settings) -> AsyncIterator[Services]:
-    """Open the catalog, the stores and the index cache. Raises Invalid (settings), Unavailable (cache)."""
+async def open_services(settings: Settings, patience: float = math.inf) -> AsyncIterator[Services]:
+    """Open the catalog, the stores and the index cache; *patience* is for indices, in seconds.
+
+    Raises Invalid (settings), Unavailable (cache)."""
     counters = Counters()
     catalog_settings = CatalogSettings(operation_limit=settings.io_timeout)
     async with (
@@ -37,7 +40,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         ) as catalog,
         open_stores(catalog.reader.bucket, S3Settings(io_timeout=settings.io_timeout), counters) as stores,
         open_index_cache(settings.cache_dir, settings.cache_size) as cache,
-        open_indices(cache, stores, counters) as indices,
+        open_indices(cache, stores, counters, patience) as indices,
     ):
         yield Services(catalog, stores, indices, counters)
 

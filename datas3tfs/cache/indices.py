@@ -4,20 +4,25 @@ diskcache is a SQLite table of entries and one file per value; several processes
 at once. Entries are mapped, not read: the kernel shares the pages between processes and gives them
 back under pressure, and a mapping outlives the eviction of its file. Content is not checked here:
 whoever opens an index checks it whole (core/index.py), and calls `discard` on a damaged one.
-A cache that fails is a cache that misses: it costs a warning and a download, never a read.
+A cache that fails is a cache that misses: it costs a warning and a download, never a read. A damaged
+table is thrown away with all its entries; they are copies.
 
 Blocking calls run in worker threads; diskcache is thread-safe.
 """
 
 from __future__ import annotations
 
+import fcntl
 import io
 import logging
 import mmap
 import os
+import shutil
 import sqlite3
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, closing, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +37,30 @@ log = logging.getLogger(__name__)
 # old and new programs can run side by side.
 LAYOUT_VERSION = 1
 _LOCK_SECONDS = 10.0  # how long SQLite waits for another process's transaction
+_WRITE_SIZE = 4 * 1024 * 1024
+
+
+# TypeError and ValueError: diskcache believes whatever a damaged table says.
+_DAMAGE = (sqlite3.DatabaseError, TypeError, ValueError)
+_FAILURES = (OSError, sqlite3.Error, diskcache.Timeout, *_DAMAGE)
+
+
+class _Content(io.BytesIO):
+    """An entry on its way to the disk; *filename* is where it went, inside the cache."""
+
+    filename: str | None = None
 
 
 class _PlainDisk(diskcache.Disk):  # type: ignore[misc]  # diskcache publishes no types
     """Values are files of bytes. Never a pickle: loading one would run what somebody put there."""
 
+    def store(self, value: _Content, read: bool, key: Any = diskcache.UNKNOWN) -> tuple[int, int, str, None]:
+        value.filename, path = self.filename(key, value)
+        size = self._write(path, iter(partial(value.read, _WRITE_SIZE), b""), "xb")
+        return size, diskcache.core.MODE_BINARY, value.filename, None
+
     def fetch(self, mode: int, filename: str, value: Any, read: bool) -> Any:
-        if mode != diskcache.core.MODE_BINARY:
+        if mode != diskcache.core.MODE_BINARY or not isinstance(filename, str):
             raise OSError("not an entry of this cache")
         return super().fetch(mode, filename, value, read)
 
@@ -76,48 +98,90 @@ class DiskIndexCache:
 
     def open(self) -> None:
         """Make the directory, private, and open it. Raises Unavailable, naming it."""
-        path = self._directory / f"indices-v{LAYOUT_VERSION}"
         try:
-            path.mkdir(parents=True, exist_ok=True, mode=0o700)
-            if path.stat().st_uid != os.geteuid():
-                raise Unavailable(f"{path}: the cache belongs to another user; choose another --cache-dir")
-            path.chmod(0o700)
-            self._cache = diskcache.Cache(
-                str(path),
-                timeout=_LOCK_SECONDS,
-                disk=_PlainDisk,
-                disk_min_file_size=0,
-                size_limit=self._size_limit,
-                eviction_policy="least-recently-used",
-                cull_limit=1,
-            )
-            # diskcache keeps the limit of whoever made the directory; the present one counts.
-            self._cache.reset("size_limit", self._size_limit)
-            self._cache.cull()
-        except (OSError, sqlite3.Error, diskcache.Timeout) as exc:
-            raise Unavailable(f"{path}: the cache cannot be used ({exc})") from exc
+            self._make_directory()
+            try:
+                self._cache = self._connect()
+            except _DAMAGE as exc:
+                if not _is_damage(exc):
+                    raise
+                self._replace(None, exc)
+        except _FAILURES as exc:
+            raise Unavailable(f"{self._path}: the cache cannot be used ({exc})") from exc
+
+    @property
+    def _path(self) -> Path:
+        return self._directory / f"indices-v{LAYOUT_VERSION}"
+
+    def _make_directory(self) -> None:
+        self._path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if self._path.stat().st_uid != os.geteuid():
+            raise Unavailable(f"{self._path}: the cache belongs to another user; choose another --cache-dir")
+        self._path.chmod(0o700)
+
+    def _connect(self) -> Any:
+        cache = diskcache.Cache(
+            str(self._path),
+            timeout=_LOCK_SECONDS,
+            disk=_PlainDisk,
+            disk_min_file_size=0,
+            size_limit=self._size_limit,
+            eviction_policy="least-recently-used",
+            cull_limit=1,
+        )
+        # diskcache keeps the limit of whoever made the directory; the present one counts.
+        cache.reset("size_limit", self._size_limit)
+        cache.cull()
+        return cache
+
+    def _replace(self, damaged: Any, reason: Exception) -> bool:
+        """Open the cache again in place of *damaged*; say whether it had to be emptied for that."""
+        with _alone(self._directory):
+            if self._cache is not damaged:
+                return True  # another thread has done it
+            emptied = not self._is_sound()  # it is if another process has replaced it
+            if emptied:
+                log.warning("%s: the cache is damaged, starting an empty one (%s)", self._path, reason)
+                aside = tempfile.mkdtemp(prefix=f"{self._path.name}-damaged-", dir=self._directory)
+                self._path.rename(Path(aside) / self._path.name)
+                shutil.rmtree(aside, ignore_errors=True)
+                self._make_directory()
+            self._cache = self._connect()
+            return emptied
+
+    def _is_sound(self) -> bool:
+        try:
+            self._connect().close()
+            with closing(sqlite3.connect(self._path / diskcache.core.DBNAME)) as database:
+                return database.execute("PRAGMA integrity_check(1)").fetchall() == [("ok",)]
+        except _DAMAGE as exc:
+            if not _is_damage(exc):
+                raise
+            return False
 
     def _get(self, key: str) -> memoryview | None:
         try:
             found = self._cache.get(key, read=True)
-        except (OSError, sqlite3.Error, diskcache.Timeout) as exc:
-            self._warn(exc)
+            if found is None:
+                return None
+            with found:
+                return _mapped(found)
+        except _FAILURES as exc:
+            self._failed(exc)
             return None
-        if found is None:
-            return None
-        with found:
-            return _mapped(found)
 
     def _put(self, key: str, content: bytes) -> memoryview:
+        file = _Content(content)
         try:
-            if not self._cache.set(key, io.BytesIO(content), read=True):
-                raise OSError("entry was refused")
+            self._cache.set(key, file, read=True)
             # `set` evicts one entry, which is exact as long as entries are alike; `cull` takes ten at
             # a time until there is room, so it is for when one large entry displaces many.
             if self._cache.volume() > self._size_limit:
                 self._cache.cull()
-        except (OSError, sqlite3.Error, diskcache.Timeout) as exc:
-            self._warn(exc)
+        except _FAILURES as exc:
+            if file.filename is not None:  # diskcache leaves it behind: a full disk would stay full
+                self._cache.disk.remove(file.filename)
+            self._failed(exc)
             return memoryview(content)
         mapped = self._get(key)
         return memoryview(content) if mapped is None else mapped  # evicted at once: larger than the limit
@@ -125,13 +189,33 @@ class DiskIndexCache:
     def _discard(self, key: str) -> None:
         try:
             self._cache.delete(key)
-        except (OSError, sqlite3.Error, diskcache.Timeout) as exc:
-            self._warn(exc)
+        except _FAILURES as exc:
+            self._failed(exc)
 
-    def _warn(self, exc: Exception) -> None:
+    def _failed(self, exc: Exception) -> None:
+        """Warn, once; if the table is damaged, go on with another."""
+        with suppress(*_FAILURES, Unavailable):
+            if _is_damage(exc) and self._replace(self._cache, exc):
+                return
         if not self._warned:
             self._warned = True
             log.warning("%s: the cache fails, going on without it (%s)", self._directory, exc)
+
+
+def _is_damage(exc: Exception) -> bool:
+    """Tell damage from what may pass, such as a lock or a full disk: SQLite calls that operational."""
+    return isinstance(exc, _DAMAGE) and not isinstance(exc, sqlite3.OperationalError)
+
+
+@contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+    """Keep other threads and processes out that want the same."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _mapped(file: io.BufferedReader) -> memoryview | None:

@@ -8,6 +8,7 @@ broken datarange are not a thousand downloads.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import OrderedDict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -32,13 +33,15 @@ _FAILURE_SECONDS = 30.0  # how long a corrupt index stays corrupt without anothe
 class Indices:
     """Hands out indices; made by `open_indices`."""
 
-    def __init__(self, nursery: trio.Nursery, cache: IndexCache, stores: Stores, counters: Counters) -> None:
+    def __init__(
+        self, nursery: trio.Nursery, cache: IndexCache, stores: Stores, counters: Counters, patience: float
+    ) -> None:
         self._cache = cache
         self._stores = stores
         self._counters = counters
         self._open: OrderedDict[DatarangeId, Index] = OrderedDict()
         self._failed: dict[DatarangeId, tuple[float, Corrupt]] = {}
-        self._flights: SingleFlight[DatarangeId, Index] = SingleFlight(nursery)
+        self._flights: SingleFlight[DatarangeId, Index] = SingleFlight(nursery, patience)
 
     def peek(self, datarange: Datarange) -> Index | None:
         """Return the index if it is in memory."""
@@ -125,7 +128,9 @@ def cache_key(datarange: Datarange) -> str:
 
 
 @asynccontextmanager
-async def open_indices(cache: IndexCache, stores: Stores, counters: Counters) -> AsyncIterator[Indices]:
-    """Own the loads under way; leaving cancels them."""
+async def open_indices(
+    cache: IndexCache, stores: Stores, counters: Counters, patience: float = math.inf
+) -> AsyncIterator[Indices]:
+    """Own the loads under way; leaving cancels them. Nobody waits longer than *patience* seconds."""
     async with background_nursery() as nursery:
-        yield Indices(nursery, cache, stores, counters)
+        yield Indices(nursery, cache, stores, counters, patience)

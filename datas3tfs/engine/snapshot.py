@@ -8,6 +8,7 @@ so whatever has been seen once stays readable while Postgres is away.
 from __future__ import annotations
 
 import logging
+import math
 from bisect import bisect_right
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
@@ -81,12 +82,12 @@ class Removed:
 class Snapshots:
     """The current snapshot of every dataset; made by `open_snapshots`."""
 
-    def __init__(self, nursery: trio.Nursery, catalog: CatalogReader) -> None:
+    def __init__(self, nursery: trio.Nursery, catalog: CatalogReader, patience: float) -> None:
         self._catalog = catalog
         self._datasets: dict[DatasetId, Dataset] = {}
         self._by_name: dict[str, Dataset] = {}
         self._loaded: dict[DatasetId, Snapshot] = {}
-        self._flights: SingleFlight[DatasetId, Snapshot] = SingleFlight(nursery)
+        self._flights: SingleFlight[DatasetId, Snapshot] = SingleFlight(nursery, patience)
 
     def datasets(self) -> list[Dataset]:
         """Return all datasets, ascending by id."""
@@ -172,9 +173,11 @@ def _removed(stale: list[Snapshot], fresh: dict[DatasetId, Snapshot]) -> Iterabl
 
 
 @asynccontextmanager
-async def open_snapshots(catalog: CatalogReader) -> AsyncIterator[Snapshots]:
-    """Own the loads under way, with the datasets read once. Raises Unavailable."""
+async def open_snapshots(catalog: CatalogReader, patience: float = math.inf) -> AsyncIterator[Snapshots]:
+    """Own the loads under way, with the datasets read once. Nobody waits longer than *patience* seconds.
+
+    Raises Unavailable."""
     async with background_nursery() as nursery:
-        snapshots = Snapshots(nursery, catalog)
+        snapshots = Snapshots(nursery, catalog, patience)
         await snapshots.refresh()
         yield snapshots

@@ -115,8 +115,9 @@ class Bench:
             ceiling = statistics.median(amount / result[what] for result in nulls)
             ours = statistics.median(amount / result[what] for result in reals)
             ratio = statistics.median(n[what] / r[what] for n, r in zip(nulls, reals, strict=True))
-            megabytes = f"  {ours * size / 1e6:8.0f} MB/s" if what == "read" else ""
-            print(f"{name:8} {what}: null {ceiling:9.0f} {unit}  datas3tfs {ours:9.0f}  ratio {ratio:.2f}{megabytes}")
+            speed = f"  {ours * size / 1e6:6.0f} MB/s" if what == "read" else ""
+            figures = f"null {ceiling:9.0f} {unit}  datas3tfs {ours:9.0f}  ratio {ratio:.2f}{speed}"
+            print(f"{name:8} {what}: {figures}")
         print(f"{name:8} {gets} GETs for {count} datapoints, {1000 * gets / count:.1f} per 1,000", flush=True)
 
     def million(self) -> None:
@@ -133,7 +134,9 @@ class Bench:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="a tenth of the files")
     parser.add_argument("--million", action="store_true", help="also list a million datapoints (minutes)")

@@ -29,7 +29,7 @@ def entry(name: str, content: bytes = b"", **fields: object) -> Entry:
 
 def archive(*entries: Entry, form: int = tarfile.USTAR_FORMAT, **options: object) -> bytes:
     stream = io.BytesIO()
-    with tarfile.open(fileobj=stream, mode="w", format=form, **options) as out:  # type: ignore[call-overload]
+    with tarfile.open(fileobj=stream, mode="w", format=form, **options) as out:  # type: ignore[call-overload]  # the options vary
         for info, content in entries:
             out.addfile(info, io.BytesIO(content))
     return stream.getvalue()

@@ -27,7 +27,8 @@ async def exported(mounted: Mounted, keys: Span) -> bytes:
 
 def members(data: bytes) -> dict[int, bytes]:
     with tarfile.open(fileobj=io.BytesIO(data), errorlevel=2) as archive:
-        return {int(m.name[:20]): archive.extractfile(m).read() for m in archive}  # type: ignore[union-attr]
+        files = {int(member.name[:20]): archive.extractfile(member) for member in archive}
+        return {key: file.read() for key, file in files.items() if file is not None}
 
 
 async def filled() -> World:

@@ -2,6 +2,7 @@
 
 import struct
 import tarfile
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -10,7 +11,7 @@ import trio.testing
 from datas3tfs.core import tar
 from datas3tfs.core.indexbuild import IndexBuilder
 from datas3tfs.core.indexfile import encode_index_file
-from datas3tfs.core.model import Datarange, DatarangeId
+from datas3tfs.core.model import Datarange, DatarangeId, DatasetId
 from datas3tfs.core.scan import scan
 from datas3tfs.core.spans import Span
 from datas3tfs.engine.indices import cache_key, open_indices
@@ -67,7 +68,7 @@ async def test_a_damaged_cache_entry_is_fetched_again() -> None:
 
 
 def test_no_two_generations_of_a_range_share_a_cache_key() -> None:
-    base = Datarange(DatarangeId(1), 1, Span(0, 10), "data", "index", 100, 5)  # type: ignore[arg-type]
+    base = Datarange(DatarangeId(1), DatasetId(1), Span(0, 10), "data", "index", 100, 5)
     others = [
         replace(base, id=DatarangeId(2)),
         replace(base, keys=Span(0, 11)),
@@ -124,7 +125,7 @@ async def test_headers_far_apart_are_read_without_what_lies_between() -> None:
         lambda r: b"\x28\xb5\x2f\xfd" + r,
     ],
 )
-async def test_a_lying_bare_index_is_refused_as_a_whole(lie) -> None:  # type: ignore[no-untyped-def]
+async def test_a_lying_bare_index_is_refused_as_a_whole(lie: Callable[[bytes], bytes]) -> None:
     world = await new_world()
     datarange = await world.commit([bytes([i]) * 3000 for i in range(3)])
     world.store.objects[datarange.index_key] = lie(bare_records(world, datarange))
@@ -194,6 +195,23 @@ async def test_a_caller_that_gives_up_does_not_stop_the_load_for_the_others(
         with trio.move_on_after(1):
             await indices.of(world.bucket_id, datarange)
         release.set()
+        assert (await indices.of(world.bucket_id, datarange)).count == 1
+    assert world.failing.calls["get"] == 1
+
+
+async def test_waiting_for_an_index_ends_when_patience_does_and_the_load_goes_on(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    world = await new_world()
+    datarange = await world.commit([b"a"])
+
+    async def slow(method: str, key: str) -> None:
+        await trio.sleep(8)
+
+    world.failing.before_each = slow
+    async with open_indices(world.cache, world.stores, world.counters, 5) as indices:
+        with pytest.raises(Unavailable, match="within 5 s"):
+            await indices.of(world.bucket_id, datarange)
         assert (await indices.of(world.bucket_id, datarange)).count == 1
     assert world.failing.calls["get"] == 1
 

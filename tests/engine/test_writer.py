@@ -6,6 +6,7 @@ import pytest
 import trio
 import trio.testing
 
+from datas3tfs.core.model import UploadId
 from datas3tfs.core.names import parse_data_object_key
 from datas3tfs.core.spans import Span
 from datas3tfs.engine.sweeper import sweep
@@ -88,7 +89,7 @@ async def test_a_crash_after_every_step_is_repaired_by_the_sweeper(
     elif step == "publish":
         published = world.catalog.publish
 
-        async def publish_and_crash(upload_id):  # type: ignore[no-untyped-def]
+        async def publish_and_crash(upload_id: UploadId) -> None:
             await published(upload_id)
             raise Crash
 

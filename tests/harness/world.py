@@ -100,8 +100,8 @@ async def open_mounted(
 ) -> AsyncIterator[Mounted]:
     """Open snapshots, indices, pool and reader on *world*."""
     async with (
-        open_indices(world.cache, world.stores, world.counters) as indices,
-        open_snapshots(world.catalog) as snapshots,
+        open_indices(world.cache, world.stores, world.counters, timeout) as indices,
+        open_snapshots(world.catalog, timeout) as snapshots,
         open_pool(world.stores, budget, world.counters) as pool,
         open_prefetcher(pool, indices, limits or PrefetchLimits()) as prefetcher,
     ):
