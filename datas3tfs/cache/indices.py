@@ -40,8 +40,9 @@ _LOCK_SECONDS = 10.0  # how long SQLite waits for another process's transaction
 _WRITE_SIZE = 4 * 1024 * 1024
 
 
-# TypeError and ValueError: diskcache believes whatever a damaged table says.
-_DAMAGE = (sqlite3.DatabaseError, TypeError, ValueError)
+# diskcache believes whatever a damaged table says (TypeError, ValueError), and that all threads have the
+# same file open, which is not so when somebody has removed it (AssertionError).
+_DAMAGE = (sqlite3.DatabaseError, TypeError, ValueError, AssertionError)
 _FAILURES = (OSError, sqlite3.Error, diskcache.Timeout, *_DAMAGE)
 
 
@@ -139,6 +140,7 @@ class DiskIndexCache:
         with _alone(self._directory):
             if self._cache is not damaged:
                 return True  # another thread has done it
+            self._make_directory()
             emptied = not self._is_sound()  # it is if another process has replaced it
             if emptied:
                 log.warning("%s: the cache is damaged, starting an empty one (%s)", self._path, reason)
@@ -160,43 +162,47 @@ class DiskIndexCache:
             return False
 
     def _get(self, key: str) -> memoryview | None:
+        cache = self._cache
         try:
-            found = self._cache.get(key, read=True)
+            found = cache.get(key, read=True)
             if found is None:
                 return None
             with found:
                 return _mapped(found)
         except _FAILURES as exc:
-            self._failed(exc)
+            self._failed(cache, exc)
             return None
 
     def _put(self, key: str, content: bytes) -> memoryview:
-        file = _Content(content)
+        cache, file = self._cache, _Content(content)
         try:
-            self._cache.set(key, file, read=True)
+            cache.set(key, file, read=True)
             # `set` evicts one entry, which is exact as long as entries are alike; `cull` takes ten at
             # a time until there is room, so it is for when one large entry displaces many.
-            if self._cache.volume() > self._size_limit:
-                self._cache.cull()
+            if cache.volume() > self._size_limit:
+                cache.cull()
         except _FAILURES as exc:
             if file.filename is not None:  # diskcache leaves it behind: a full disk would stay full
-                self._cache.disk.remove(file.filename)
-            self._failed(exc)
+                cache.disk.remove(file.filename)
+            self._failed(cache, exc)
             return memoryview(content)
         mapped = self._get(key)
         return memoryview(content) if mapped is None else mapped  # evicted at once: larger than the limit
 
     def _discard(self, key: str) -> None:
+        cache = self._cache
         try:
-            self._cache.delete(key)
+            cache.delete(key)
         except _FAILURES as exc:
-            self._failed(exc)
+            self._failed(cache, exc)
 
-    def _failed(self, exc: Exception) -> None:
+    def _failed(self, cache: Any, exc: Exception) -> None:
         """Warn, once; if the table is damaged, go on with another."""
         with suppress(*_FAILURES, Unavailable):
-            if _is_damage(exc) and self._replace(self._cache, exc):
-                return
+            if _is_damage(exc):
+                cache.close()  # this thread's connection may be left inside a transaction
+                if self._replace(cache, exc):
+                    return
         if not self._warned:
             self._warned = True
             log.warning("%s: the cache fails, going on without it (%s)", self._directory, exc)
@@ -204,7 +210,9 @@ class DiskIndexCache:
 
 def _is_damage(exc: Exception) -> bool:
     """Tell damage from what may pass, such as a lock or a full disk: SQLite calls that operational."""
-    return isinstance(exc, _DAMAGE) and not isinstance(exc, sqlite3.OperationalError)
+    if isinstance(exc, sqlite3.OperationalError):
+        return "no such table" in str(exc)
+    return isinstance(exc, _DAMAGE)
 
 
 @contextmanager
