@@ -37,8 +37,8 @@ _Handler = Callable[Concatenate[S, P], Coroutine[Any, Any, T]]
 
 
 def errno_of(error: Datas3tError) -> int:
-    """Return the errno a caller gets for *error*."""
-    return next(number for branch, number in ERRNOS.items() if isinstance(error, branch))
+    """Return the errno a caller gets for *error*; EIO for one that nobody should have raised."""
+    return next((number for branch, number in ERRNOS.items() if isinstance(error, branch)), errno.EIO)
 
 
 class Complaints:
