@@ -24,7 +24,7 @@ END $$;
 CREATE TABLE IF NOT EXISTS schema_info (
     only_row     boolean     NOT NULL DEFAULT true,            -- always true: makes a second row impossible
     version      integer     NOT NULL,                         -- of this file; programs refuse another than their own
-    installation uuid        NOT NULL DEFAULT gen_random_uuid(), -- names this database for ever (caches are keyed by it)
+    installation uuid        NOT NULL DEFAULT gen_random_uuid(), -- names this database for ever
     applied_at   timestamptz NOT NULL DEFAULT now(),           -- when this version was first applied
     CONSTRAINT schema_info_one_row PRIMARY KEY (only_row),     -- rule: one row
     CONSTRAINT schema_info_only_true CHECK (only_row)

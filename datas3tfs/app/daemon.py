@@ -8,41 +8,48 @@ socket (sd_notify(3)): READY=1 and STOPPING=1.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import socket
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from datas3tfs.errors import Unavailable
 
+log = logging.getLogger(__name__)
 
-@dataclass(frozen=True, slots=True)
+
 class Readiness:
-    """Says once that the mount is ready, and then that it stops."""
+    """Says that the mount is ready, or that it has come to nothing, and then that it stops.
 
-    pipe: int | None  # to the parent of a daemon
-    notify_socket: str | None  # systemd's
+    *pipe* leads to the parent of a daemon, *notify_socket* to systemd; either may be None.
+    """
+
+    def __init__(self, pipe: int | None, notify_socket: str | None) -> None:
+        self._pipe = pipe
+        self._notify_socket = notify_socket
 
     def ready(self) -> None:
         """The mount answers requests."""
-        _notify(self.notify_socket, "READY=1")
+        _notify(self._notify_socket, "READY=1")
         self._tell("ready\n")
 
     def stopping(self) -> None:
         """The mount is being taken away."""
-        _notify(self.notify_socket, "STOPPING=1")
+        _notify(self._notify_socket, "STOPPING=1")
 
     def failed(self, message: str) -> None:
-        """It has come to nothing; the parent shows *message*."""
+        """It has come to nothing; the parent shows *message*, if it still listens."""
         self._tell(message + "\n")
 
     def _tell(self, line: str) -> None:
-        if self.pipe is None:
+        """Write to the parent, once: afterwards the descriptor's number may belong to another file."""
+        pipe, self._pipe = self._pipe, None
+        if pipe is None:
             return
-        with contextlib.suppress(OSError):  # already told, or the parent is gone
-            os.write(self.pipe, line.encode())
-            os.close(self.pipe)
+        with contextlib.suppress(OSError):  # the parent is gone
+            os.write(pipe, line.encode())
+        os.close(pipe)
 
 
 def daemonize(work: Callable[[Readiness], None], notify_socket: str | None) -> None:
@@ -78,6 +85,7 @@ def _run_and_exit(work: Callable[[Readiness], None], readiness: Readiness) -> No
     try:
         work(readiness)
     except BaseException as exc:
+        log.error("ended by an error", exc_info=exc)
         readiness.failed(" ".join(str(exc).split()) or type(exc).__name__)
         code = 1
     finally:

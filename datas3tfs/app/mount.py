@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,8 +71,8 @@ async def serve_mount(settings: Settings, options: MountOptions, readiness: Read
             only,
         )
         sys.setswitchinterval(_SWITCH_INTERVAL)
-        async with _following(services, snapshots, operations):
-            await _serve(operations, mountpoint, options, readiness)
+        following = _following(services, snapshots, operations)
+        await _serve(operations, following, mountpoint, options, readiness)
 
 
 def _limits(settings: Settings) -> PrefetchLimits:
@@ -95,7 +95,11 @@ async def _following(services: Services, snapshots: Snapshots, operations: Opera
 
 
 async def _serve(
-    operations: Operations, mountpoint: Path, options: MountOptions, readiness: Readiness
+    operations: Operations,
+    following: AbstractAsyncContextManager[None],
+    mountpoint: Path,
+    options: MountOptions,
+    readiness: Readiness,
 ) -> None:
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         try:
@@ -103,7 +107,8 @@ async def _serve(
         except RuntimeError as exc:
             raise Unavailable(f"{mountpoint}: cannot be mounted{_hint(options)}") from exc
         try:
-            async with background_nursery() as nursery:
+            # What follows the catalog talks to the kernel: it ends before the session does.
+            async with background_nursery() as nursery, following:
                 scope = trio.CancelScope()
                 nursery.start_soon(_stop_on_signal, signals, scope)
                 readiness.ready()

@@ -22,7 +22,6 @@ class Mounted:
     """A line of mountinfo (proc_pid_mountinfo(5)): what is mounted where."""
 
     path: str
-    device: str  # major:minor, as in /sys/class/bdi
     file_system: str
 
 
@@ -34,13 +33,15 @@ def mounted_at(path: Path) -> Mounted | None:
         before, _, after = line.partition(" - ")
         fields = before.split(" ")
         if _unescape(fields[4]) == wanted:
-            found = Mounted(wanted, fields[2], after.split(" ")[0])
+            found = Mounted(wanted, after.split(" ")[0])
     return found
 
 
 def real_path(path: Path) -> Path:
-    """Return *path* without symbolic links, resolving only its parent: a dead mount cannot be asked."""
+    """Return *path* without symbolic links, without asking what is mounted there: it may be dead."""
     absolute = Path(os.path.abspath(path))
+    if absolute.is_symlink():
+        absolute = Path(os.path.abspath(absolute.parent / absolute.readlink()))
     return Path(os.path.realpath(absolute.parent)) / absolute.name if absolute.name else absolute
 
 

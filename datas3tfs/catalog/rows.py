@@ -24,11 +24,14 @@ from datas3tfs.errors import Corrupt, Invalid
 Row = asyncpg.Record
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_DATASET_ID_LIMIT = 1 << 39  # what an inode number has room for
 _OBJECT_KEY_LIMIT = 1024  # bytes; S3's own
 
 
 def dataset(row: Row) -> Dataset:
-    """Return a row of the datasets query as a Dataset. Raises Invalid if a name in it is not valid."""
+    """Return a row of the datasets query as a Dataset. Raises Invalid if a name or id in it is not valid."""
+    if not 0 < row["id"] < _DATASET_ID_LIMIT:
+        raise Invalid(f"a dataset in Postgres has the id {row['id']}")
     return Dataset(
         id=DatasetId(row["id"]),
         name=check_label("dataset", row["name"]),

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, BinaryIO, cast
 
 import trio
 import typer
@@ -29,6 +30,8 @@ from datas3tfs.engine.verify import Problem, Progress, Verified
 from datas3tfs.engine.verify import verify as verify_dataset
 from datas3tfs.engine.writer import Writer
 from datas3tfs.errors import Invalid
+
+_SWEEP_SECONDS = 20.0  # the rest is left to the next command
 
 DatasetName = Annotated[str, typer.Argument(help="The dataset.", metavar="DATASET")]
 
@@ -128,6 +131,7 @@ async def _ingest(
         with (
             _open_manifest(manifest) as record,
             output.progress(f"ingest {name}", total, in_bytes=True) as advance,
+            _telling_what_was_done(committed, first),
         ):
             steps = ingesting.ingest(
                 _writer(services), dataset, sources, first=first, datarange_bytes=limit, advance=advance
@@ -137,6 +141,18 @@ async def _ingest(
                     committed.append(datarange)
                     record(datarange, files)
     return committed
+
+
+@contextmanager
+def _telling_what_was_done(committed: Sequence[Datarange], first: int) -> Iterator[None]:
+    """If the block fails, say which files are in already, so that nobody puts them in twice."""
+    try:
+        yield
+    except BaseException:
+        if committed:
+            done = committed[-1].keys.stop - first
+            output.say(f"the first {done} files are committed, keys {first} to {committed[-1].keys.last}")
+        raise
 
 
 async def _upload_tar(chosen: Settings, name: str, path: Path) -> Datarange:
@@ -150,25 +166,52 @@ async def _upload_tar(chosen: Settings, name: str, path: Path) -> Datarange:
 
 
 async def _download(chosen: Settings, name: str, keys: Span, path: Path) -> tuple[int, int]:
-    """Write to a temporary file beside *path*, renamed when it is whole; return (bytes, datapoints)."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    """Write the TAR; return (bytes, datapoints)."""
     async with open_services(chosen) as services:
         snapshot = await load_snapshot(services.catalog, name)
         found = sum(r.keys.intersection(keys).length for r in snapshot.from_key(keys.start))
         chunks = export_tar(snapshot, keys, services.indices, services.stores)
-        try:
-            with output.progress(f"download {name}", None, in_bytes=True) as advance:
-                async with await trio.open_file(partial, "xb") as file, aclosing(chunks):
-                    async for chunk in chunks:
-                        await file.write(chunk)
-                        advance(len(chunk))
-                    size = await file.tell()
-            partial.replace(path)
-        except OSError as exc:
-            raise Invalid(f"{path}: {exc.strerror}") from exc
-        finally:
-            partial.unlink(missing_ok=True)
+        size = 0
+        with (
+            output.progress(f"download {name}", None, in_bytes=True) as advance,
+            _whole_or_not_at_all(path) as file,
+        ):
+            async with aclosing(chunks):
+                async for chunk in chunks:
+                    await trio.to_thread.run_sync(file.write, chunk)
+                    size += len(chunk)
+                    advance(len(chunk))
     return size, found
+
+
+@contextmanager
+def _whole_or_not_at_all(path: Path) -> Iterator[BinaryIO]:
+    """Open a file that takes the place of *path* once it is whole. Raises Invalid.
+
+    What is there and no regular file (a pipe, /dev/stdout) is written to as it is, never replaced.
+    """
+    try:
+        if path.exists() and (path.is_symlink() or not path.is_file()):
+            with path.open("wb") as file:
+                yield file
+            return
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".datas3tfs-", delete=False) as partial:
+            try:
+                yield cast(BinaryIO, partial)
+                partial.flush()
+                Path(partial.name).chmod(0o666 & ~_umask())
+                Path(partial.name).replace(path)
+            except BaseException:
+                Path(partial.name).unlink(missing_ok=True)
+                raise
+    except OSError as exc:
+        raise Invalid(f"{path}: {exc.strerror}") from exc
+
+
+def _umask() -> int:
+    current = os.umask(0o077)
+    os.umask(current)
+    return current
 
 
 async def _verify(chosen: Settings, name: str) -> tuple[list[Problem], int, int]:
@@ -195,8 +238,9 @@ def _writer(services: Services) -> Writer:
 
 
 async def _sweep(services: Services) -> None:
-    """Clear away what writers that died have left, so that the keys they held are free."""
-    await sweep(services.catalog.uploads, services.catalog.graveyard, services.stores)
+    """Clear away what writers that died have left, so that the keys they held are free; not for long."""
+    with trio.move_on_after(_SWEEP_SECONDS):
+        await sweep(services.catalog.uploads, services.catalog.graveyard, services.stores)
 
 
 @contextmanager

@@ -35,9 +35,11 @@ def mount(
     daemon: Annotated[bool, typer.Option("--daemon", help="Return once it is mounted.")] = False,
     read_only: Annotated[bool, typer.Option("--read-only", help="Always so in this version.")] = False,
     allow_other: Annotated[bool, typer.Option("--allow-other", help="Let other users in, too.")] = False,
-    uid: Annotated[int | None, typer.Option(help="Whom files belong to.", show_default="you")] = None,
+    uid: Annotated[
+        int | None, typer.Option(min=0, max=2**32 - 2, help="Whom files belong to.", show_default="you")
+    ] = None,
     gid: Annotated[
-        int | None, typer.Option(help="Which group files belong to.", show_default="yours")
+        int | None, typer.Option(min=0, max=2**32 - 2, help="And which group.", show_default="yours")
     ] = None,
     umask: Annotated[str, typer.Option(help="Permission bits to take away, octal.")] = "022",
     cache_dir: Annotated[Path | None, typer.Option(help="Where indices are cached.")] = None,

@@ -1,8 +1,7 @@
 """Counters of requests, bytes and hits: what `stats`, the tests and the demo show.
 
-Names are `area.thing` (`s3.get`, `s3.get_bytes`, `sql.query`, `fuse.read`, `cache.index_hit`). Plain
-additions without a lock: adapters add from worker threads under the GIL, one `+=` on an int in a dict
-may lose a count against another thread, so threads hand their counts to the loop instead.
+Names are `area.thing` (`s3.get`, `s3.get_bytes`, `sql.query`, `fuse.read`, `cache.index_hit`). Only the
+event loop counts; worker threads hand their figures to it.
 """
 
 from __future__ import annotations

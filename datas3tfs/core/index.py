@@ -110,8 +110,7 @@ class Index:
 
     def record(self, slot: int) -> tuple[int, int, int]:
         """Return (offset of the first header block, header blocks, content size)."""
-        offset, packed = _RECORD.unpack_from(self._buffer, HEADER_SIZE + RECORD_SIZE * slot)
-        return offset, packed >> 48, packed & _SIZE_MASK
+        return unpack_record(self._buffer, HEADER_SIZE + RECORD_SIZE * slot)
 
     def entry(self, slot: int) -> Entry:
         """Return all about the datapoint in *slot*."""
@@ -175,6 +174,12 @@ class Index:
             counts = -(-sizes[slots].astype(np.int64) // CHUNK)
             self._large = slots, np.concatenate(([0], np.cumsum(counts)))[:-1]
         return self._large
+
+
+def unpack_record(buffer: bytes | memoryview, position: int) -> tuple[int, int, int]:
+    """Return (offset of the first header block, header blocks, content size) of the record there."""
+    offset, packed = _RECORD.unpack_from(buffer, position)
+    return offset, packed >> 48, packed & _SIZE_MASK
 
 
 def open_index(buffer: memoryview, *, first: int, count: int, object_size: int) -> Index:

@@ -65,9 +65,13 @@ def _piece_at(index: Index, position: int) -> Piece:
 
 
 def cut(index: Index, span: Span, limit: int) -> list[Span]:
-    """Cut *span* of the object into stretches of about *limit* bytes that cut no piece in two."""
+    """Cut *span* of the object into stretches of about *limit* bytes that cut no piece in two.
+
+    What comes after the last datapoint (the end of the archive) is left out.
+    """
     stretches: list[Span] = []
-    start, stop = piece_start(index, span.start), piece_stop(index, span.stop)
+    start = piece_start(index, span.start)
+    stop = min(piece_stop(index, span.stop), index.entry(index.count - 1).content.stop)
     while start < stop:
         border = min(stop, max(piece_stop(index, start + limit), start + 1))
         stretches.append(Span(start, border))

@@ -69,10 +69,10 @@ def _next_member(source: _Source) -> tuple[int, tar.Member] | None:
             return None
         header = _parse_header(block, source.offset - tar.BLOCK)
         if header.kind == tar.PAX_GLOBAL:
-            _check_global(_extended_data(source, header))
+            _check_global(_extended_data(source, header, start))
             start = source.offset if not extended else start
         elif header.kind in tar.EXTENDED:
-            extended.append((header.kind, _extended_data(source, header)))
+            extended.append((header.kind, _extended_data(source, header, start)))
         else:
             member = tar.resolve(header, extended, (source.offset - start) // tar.BLOCK)
             if header.kind != tar.DIRECTORY:
@@ -88,9 +88,10 @@ def _parse_header(block: bytes, offset: int) -> tar.Header:
         raise Invalid(f"{exc} at byte {offset}") from None
 
 
-def _extended_data(source: _Source, header: tar.Header) -> bytes:
-    if header.size > tar.EXTENDED_LIMIT:
-        raise Invalid(f"{printable(header.name)}: extended header is too large ({header.size} bytes)")
+def _extended_data(source: _Source, header: tar.Header, start: int) -> bytes:
+    """Return the data of an extended header; *start* is where its member's first one begins."""
+    if source.offset - start + tar.padded(header.size) > tar.EXTENDED_LIMIT:
+        raise Invalid(f"{printable(header.name)}: extended headers are too large, at byte {start}")
     data = source.take(header.size)
     source.skip(tar.padded(header.size) - header.size)
     return data

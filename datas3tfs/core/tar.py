@@ -17,8 +17,9 @@ from datas3tfs.errors import Invalid
 BLOCK = 512
 END_OF_ARCHIVE = bytes(2 * BLOCK)
 ZERO_BLOCK = bytes(BLOCK)
-# Largest data of one extended header (a path or a few PAX records). Linux paths end at 4 KiB; Python's
-# tarfile has no limit, libarchive 1 MiB, and so have we: a hostile size must not become our memory.
+# Most that may come before a member's own header: a path, a few PAX records. Linux paths end at 4 KiB;
+# Python's tarfile has no limit, libarchive 1 MiB for one of them, and so have we for all of a member's:
+# a hostile size must not become our memory.
 EXTENDED_LIMIT = 1 << 20
 
 REGULAR = frozenset(b"0\x007")
@@ -109,6 +110,8 @@ def resolve(header: Header, extended: list[tuple[int, bytes]], header_blocks: in
 
 def parse_group(blocks: bytes) -> Member:
     """Parse a datapoint's whole group of headers, exactly *blocks*. Raises Invalid if it is not one."""
+    if len(blocks) > EXTENDED_LIMIT + BLOCK:
+        raise Invalid("TAR headers are too large")
     extended: list[tuple[int, bytes]] = []
     position = 0
     while True:
@@ -118,7 +121,7 @@ def parse_group(blocks: bytes) -> Member:
             break
         extended.append((header.kind, blocks[position : position + header.size]))
         position += padded(header.size)
-        if header.size > EXTENDED_LIMIT or position >= len(blocks):
+        if position >= len(blocks):
             raise Invalid("TAR headers are cut short")
     if position != len(blocks):
         raise Invalid("TAR headers are shorter than the index says")
@@ -147,7 +150,7 @@ def parse_pax_time(text: str) -> int:
     """Return nanoseconds of a PAX time, decimal seconds. Raises Invalid if it is none."""
     whole, _, fraction = text.strip().partition(".")
     digits = whole.removeprefix("-")
-    if not (digits.isascii() and digits.isdigit() and len(digits) <= 12 and (fraction or "0").isdigit()):
+    if not (text.isascii() and digits.isdigit() and len(digits) <= 12 and (fraction or "0").isdigit()):
         raise Invalid(f"malformed PAX time {printable(text)!r}")
     if int(digits) >= TIME_LIMIT:
         raise Invalid(f"PAX time {printable(text)} is out of range")

@@ -14,6 +14,9 @@ from datas3tfs.errors import Corrupt
 
 MAGIC = b"\x28\xb5\x2f\xfd"
 SKIPPABLE_MAGIC = b"\x50\x2a\x4d\x18"  # the first of the sixteen magic numbers for skippable frames
+_HEADER_LIMIT = 18  # bytes of a frame's header at most
+_FRAMES_LIMIT = 64  # in one file; ours has two, other writers' one or a few
+_STEP = 1 << 20
 _SKIPPABLE = frozenset(bytes([low]) + SKIPPABLE_MAGIC[1:] for low in range(0x50, 0x60))
 
 
@@ -28,9 +31,11 @@ def split(data: bytes) -> tuple[list[bytes], list[bytes]]:
     payloads: list[bytes] = []
     position = 0
     while position < len(data):
+        if len(frames) + len(payloads) >= _FRAMES_LIMIT:
+            raise Corrupt("too many zstd frames")
         magic = data[position : position + 4]
         if magic == MAGIC:
-            stop = position + _frame_length(data[position:] if position else data)
+            stop = _frame_stop(data, position)
             frames.append(data[position:stop])
         elif magic in _SKIPPABLE:
             stop = position + 8 + int.from_bytes(data[position + 4 : position + 8], "little")
@@ -45,14 +50,18 @@ def split(data: bytes) -> tuple[list[bytes], list[bytes]]:
 
 def decompress(frame: bytes, limit: int) -> bytes:
     """Return what *frame* holds. Raises Corrupt if that is damaged or more than *limit* bytes."""
+    pieces: list[bytes] = []
+    left = limit
     try:
         with zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(io.BytesIO(frame)) as reader:
-            data = reader.read(limit + 1)
+            while piece := reader.read(_STEP):  # the limit may be a lie as well: never ask for all of it
+                left -= len(piece)
+                if left < 0:
+                    raise Corrupt(f"zstd frame holds more than {limit} bytes")
+                pieces.append(piece)
     except zstandard.ZstdError as exc:
         raise Corrupt(f"damaged zstd frame ({exc})") from None
-    if len(data) > limit:
-        raise Corrupt(f"zstd frame holds more than {limit} bytes")
-    return data
+    return b"".join(pieces)
 
 
 def compress(data: bytes) -> bytes:
@@ -60,11 +69,12 @@ def compress(data: bytes) -> bytes:
     return zstandard.ZstdCompressor(level=3, write_checksum=True).compress(data)
 
 
-def _frame_length(data: bytes) -> int:
-    """Return how long the zstd frame at the start of *data* is, by its block headers."""
+def _frame_stop(data: bytes, start: int) -> int:
+    """Return where the zstd frame that begins at *start* ends, by its block headers."""
+    head = data[start : start + _HEADER_LIMIT]
     try:
-        position = zstandard.frame_header_size(data)
-        checksum = 4 if zstandard.get_frame_parameters(data).has_checksum else 0
+        position = start + zstandard.frame_header_size(head)
+        checksum = 4 if zstandard.get_frame_parameters(head).has_checksum else 0
     except zstandard.ZstdError as exc:
         raise Corrupt(f"damaged zstd frame ({exc})") from None
     last = False

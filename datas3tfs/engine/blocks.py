@@ -9,6 +9,7 @@ Extents are never cut inside a piece (core/reads.py), which is what readers ask 
 from __future__ import annotations
 
 import itertools
+import logging
 from collections import OrderedDict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -21,8 +22,13 @@ from datas3tfs.core.extents import Extents
 from datas3tfs.core.model import BucketId
 from datas3tfs.core.spans import Span
 from datas3tfs.engine.nurseries import background_nursery
-from datas3tfs.errors import Datas3tError
+from datas3tfs.errors import Datas3tError, Unavailable
 from datas3tfs.ports import Stores
+
+log = logging.getLogger(__name__)
+
+# A free stretch shorter than this holds no header block: it is the padding between two extents.
+_PADDING = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +110,9 @@ class BlockPool:
         """
         wanted = span
         while wanted := self._free(ref, wanted):
+            if wanted.length < _PADDING:
+                wanted = Span(wanted.stop, span.stop)
+                continue
             if self._coming + wanted.length > self._budget // 2:
                 self._counters.add("prefetch.refused")
                 return False
@@ -112,6 +121,10 @@ class BlockPool:
             self._start(ref, wanted)
             wanted = Span(wanted.stop, span.stop)
         return True
+
+    def has(self, ref: ObjectRef, span: Span) -> bool:
+        """Say whether the bytes *span* are here or on their way."""
+        return self._covering(ref, span) is not None
 
     def drop(self, ref: ObjectRef, position: int) -> None:
         """Forget the extent at *position*: its bytes have turned out wrong."""
@@ -142,6 +155,9 @@ class BlockPool:
             extent.data = await store.get_range(extent.ref.key, extent.span, extent.ref.size)
         except Datas3tError as exc:
             extent.error = exc
+        except Exception as exc:  # a bug, or input nobody thought of; it must not end the mount
+            log.exception("%s: unexpected failure; please report it", extent.ref.key)
+            extent.error = Unavailable(f"{extent.ref.key}: unexpected failure ({type(exc).__name__})")
         finally:
             extent.done.set()
             if self._kept(extent):

@@ -8,7 +8,7 @@ from datas3tfs.core import tar
 from datas3tfs.core.spans import Span
 from datas3tfs.engine.indices import Indices
 from datas3tfs.engine.snapshot import Snapshot
-from datas3tfs.engine.stream import open_stretches, problems_in
+from datas3tfs.engine.stream import open_stretches
 from datas3tfs.errors import Corrupt, NotFound
 from datas3tfs.ports import Stores
 
@@ -29,7 +29,7 @@ async def export_tar(
         index = await indices.of(snapshot.dataset.bucket_id, datarange)
         async with open_stretches(store, datarange, index, common.shifted(-index.first)) as stretches:
             async for stretch in stretches:
-                for _, problem in problems_in(index, stretch):
+                for _, problem in stretch.problems:
                     raise Corrupt(f"{datarange.data_key}: {problem}")
                 yield stretch.data
     yield tar.END_OF_ARCHIVE

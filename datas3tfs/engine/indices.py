@@ -19,14 +19,16 @@ from datas3tfs.core.counters import Counters
 from datas3tfs.core.index import Index, open_index
 from datas3tfs.core.indexfile import BareRecords, decode_index_file, index_file_limit
 from datas3tfs.core.model import BucketId, Datarange, DatarangeId
+from datas3tfs.core.tar import BLOCK
 from datas3tfs.engine.learn import learn_index
 from datas3tfs.engine.nurseries import background_nursery
 from datas3tfs.engine.singleflight import SingleFlight
 from datas3tfs.errors import Corrupt, NotFound
-from datas3tfs.ports import IndexCache, Stores
+from datas3tfs.ports import IndexCache, ObjectStore, Stores
 
 # vm.max_map_count is 65,530 by default, for the whole process; this leaves most of it to others.
 _OPEN_LIMIT = 8192
+_ATTEMPTS = 3  # at an index that fails its checks: it may have been mangled on the way
 _FAILURE_SECONDS = 30.0  # how long a corrupt index stays corrupt without another look
 
 
@@ -59,10 +61,14 @@ class Indices:
             self._open.popitem(last=False)
         return index
 
-    def forget(self, datarange_id: DatarangeId) -> Index | None:
-        """Drop an index from memory (its datarange is gone) and return it if it was there."""
-        self._failed.pop(datarange_id, None)
-        return self._open.pop(datarange_id, None)
+    async def fresh(self, bucket_id: BucketId, datarange: Datarange) -> Index:
+        """Return the index as it is in S3 now, whatever is cached. Raises Corrupt, Unavailable."""
+        return await self._from_store(bucket_id, datarange)
+
+    async def retire(self, datarange: Datarange) -> Index | None:
+        """Drop an index from memory (its datarange is gone) and return it if it was known here."""
+        self._failed.pop(datarange.id, None)
+        return self._open.pop(datarange.id, None) or await self._from_disk(datarange)
 
     async def _load(self, bucket_id: BucketId, datarange: Datarange) -> Index:
         try:
@@ -87,19 +93,30 @@ class Indices:
         return index
 
     async def _from_store(self, bucket_id: BucketId, datarange: Datarange) -> Index:
+        if datarange.size < datarange.count * BLOCK:  # what follows trusts the count with memory
+            raise Corrupt(f"{datarange.data_key}: too short for {datarange.count} datapoints")
         store = await self._stores.store(bucket_id)
-        try:
-            raw = await store.get(datarange.index_key, index_file_limit(datarange.count, datarange.size))
-            decoded = decode_index_file(raw, count=datarange.count, object_size=datarange.size)
-            if isinstance(decoded, BareRecords):
-                self._counters.add("index.learnt")
-                decoded = await learn_index(store, datarange, decoded.records)
-            _opened(memoryview(decoded), datarange)
-        except NotFound as exc:
-            raise Corrupt(f"an object of the datarange is gone: {exc}") from exc
-        except Corrupt as exc:
-            raise Corrupt(f"{datarange.index_key}: {exc}") from exc
-        return _opened(await self._cache.put(cache_key(datarange), decoded), datarange)
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                flat = await self._fetch(store, datarange)
+                break
+            except NotFound as exc:
+                raise Corrupt(f"an object of the datarange is gone: {exc}") from exc
+            except Corrupt as exc:
+                self._counters.add("index.corrupt")
+                if attempt == _ATTEMPTS:
+                    raise Corrupt(f"{datarange.index_key}: {exc}") from exc
+        return _opened(await self._cache.put(cache_key(datarange), flat), datarange)
+
+    async def _fetch(self, store: ObjectStore, datarange: Datarange) -> bytes:
+        """Return the flat index, checked. Raises NotFound, Corrupt, Unavailable."""
+        raw = await store.get(datarange.index_key, index_file_limit(datarange.count, datarange.size))
+        decoded = decode_index_file(raw, count=datarange.count, object_size=datarange.size)
+        if isinstance(decoded, BareRecords):
+            self._counters.add("index.learnt")
+            decoded = await learn_index(store, datarange, decoded.records)
+        _opened(memoryview(decoded), datarange)
+        return decoded
 
     def _raise_if_failed(self, datarange_id: DatarangeId) -> None:
         failed_at, error = self._failed.get(datarange_id, (0.0, None))

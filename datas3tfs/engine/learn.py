@@ -6,10 +6,8 @@ to a mebibyte is read through, because another request costs more than that tran
 
 from __future__ import annotations
 
-import struct
-
 from datas3tfs.core import tar
-from datas3tfs.core.index import RECORD_SIZE
+from datas3tfs.core.index import RECORD_SIZE, unpack_record
 from datas3tfs.core.indexbuild import IndexBuilder
 from datas3tfs.core.model import Datarange
 from datas3tfs.core.names import parse_datapoint_name
@@ -19,8 +17,6 @@ from datas3tfs.ports import ObjectStore
 
 _GAP = 1024 * 1024
 _LIMIT = 8 * 1024 * 1024  # per request
-_RECORD = struct.Struct(">QQ")
-_SIZE_MASK = (1 << 48) - 1
 
 
 async def learn_index(store: ObjectStore, datarange: Datarange, records: bytes) -> bytes:
@@ -40,28 +36,26 @@ async def learn_index(store: ObjectStore, datarange: Datarange, records: bytes) 
 
 
 def _header_span(records: bytes, slot: int) -> Span:
-    offset, packed = _RECORD.unpack_from(records, RECORD_SIZE * slot)
-    return Span(offset, offset + (packed >> 48) * tar.BLOCK)
+    offset, blocks, _ = unpack_record(records, RECORD_SIZE * slot)
+    return Span(offset, offset + blocks * tar.BLOCK)
 
 
 def _learn(builder: IndexBuilder, datarange: Datarange, records: bytes, blocks: bytes) -> None:
     slot = len(builder)
-    offset, packed = _RECORD.unpack_from(records, RECORD_SIZE * slot)
+    key = datarange.keys.start + slot
+    offset, header_blocks, size = unpack_record(records, RECORD_SIZE * slot)
     try:
         member = tar.parse_group(blocks)
         name = parse_datapoint_name(member.name)
+        if (name.key, member.size) != (key, size) or member.kind not in tar.REGULAR:
+            raise Invalid(f"{name} of {member.size} bytes is there, not key {key} of {size}")
+        builder.add(
+            offset=offset,
+            header_blocks=header_blocks,
+            size=size,
+            mtime_ns=member.mtime_ns,
+            extension=name.extension,
+            crc=None,
+        )
     except Invalid as exc:
         raise Corrupt(f"{datarange.data_key}: index record {slot} leads astray ({exc})") from None
-    if (name.key, member.size) != (datarange.keys.start + slot, packed & _SIZE_MASK):
-        raise Corrupt(
-            f"{datarange.data_key}: index record {slot} leads to {name} of {member.size} bytes, "
-            f"not to key {datarange.keys.start + slot} of {packed & _SIZE_MASK}"
-        )
-    builder.add(
-        offset=offset,
-        header_blocks=packed >> 48,
-        size=member.size,
-        mtime_ns=member.mtime_ns,
-        extension=name.extension,
-        crc=None,
-    )

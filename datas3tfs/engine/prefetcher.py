@@ -47,8 +47,9 @@ class Prefetcher:
             return
         later: list[tuple[Datarange, Span]] = []
         for datarange, span in file.snapshot.objects_in(worth):
-            if datarange.id == file.datarange.id:
-                self._request(file.snapshot, datarange, file.index, span)
+            index = file.index if datarange.id == file.datarange.id else self._indices.peek(datarange)
+            if index is not None and not later:
+                self._request(file.snapshot, datarange, index, span)
             else:
                 later.append((datarange, span))
         if later:

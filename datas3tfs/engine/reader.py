@@ -10,7 +10,7 @@ from __future__ import annotations
 import trio
 
 from datas3tfs.core.counters import Counters
-from datas3tfs.core.reads import Piece, plan_read
+from datas3tfs.core.reads import Piece, piece, plan_read
 from datas3tfs.core.spans import Span
 from datas3tfs.engine.blocks import BlockPool, ObjectRef
 from datas3tfs.engine.check import check_header, check_piece
@@ -19,6 +19,10 @@ from datas3tfs.engine.tree import OpenDatapoint
 from datas3tfs.errors import Corrupt, NotFound, Unavailable
 
 _ATTEMPTS = 3  # at bytes that fail their checks; what is wrong three times is wrong in the object
+# A read that has just failed for lack of an answer fails again at once: the kernel asks once more for
+# what its read-ahead did not get, and the caller would wait twice as long as promised.
+_AGAIN_SECONDS = 2.0
+_REMEMBERED = 4096  # such failures
 
 
 class Reader:
@@ -29,6 +33,7 @@ class Reader:
         self._prefetcher = prefetcher
         self._timeout = timeout
         self._counters = counters
+        self._failed: dict[tuple[ObjectRef, int], tuple[float, Unavailable]] = {}
 
     async def read(self, file: OpenDatapoint, offset: int, size: int) -> bytes | memoryview:
         """Return up to *size* bytes of content from *offset* on, fewer only at the end.
@@ -38,16 +43,29 @@ class Reader:
         pieces = plan_read(file.entry, offset, size)
         if not pieces:
             return b""
-        ref = ObjectRef(file.dataset.bucket_id, file.datarange.data_key, file.datarange.size)
+        ref = _object_of(file)
         needed = Span(pieces[0].span.start, pieces[-1].span.stop)
+        self._raise_if_failed(ref, pieces)
         self._prefetcher.observe(file, needed)
         if len(pieces) > 1:
             self._pool.gather(ref, needed)
         wanted = Span(offset, min(offset + size, file.entry.size)).shifted(file.entry.content.start)
+        try:
+            with trio.move_on_after(self._timeout):
+                parts = [await self._part(file, ref, piece, wanted) for piece in pieces]
+                return parts[0] if len(parts) == 1 else b"".join(parts)
+            raise Unavailable(f"{ref.key}: no answer within {self._timeout:g} s")
+        except Unavailable as exc:
+            error = Unavailable(f"datapoint {file.entry.name}: {exc}")
+            self._remember(ref, pieces, error)
+            raise error from exc
+
+    async def check_empty(self, file: OpenDatapoint) -> None:
+        """Check the header of a datapoint without content, which is never read. Raises as `read`."""
         with trio.move_on_after(self._timeout):
-            parts = [await self._part(file, ref, piece, wanted) for piece in pieces]
-            return parts[0] if len(parts) == 1 else b"".join(parts)
-        raise Unavailable(f"{ref.key}: {file.entry.name} could not be read within {self._timeout:g} s")
+            await self._checked(file, _object_of(file), piece(file.entry, 0))
+            return
+        raise Unavailable(f"datapoint {file.entry.name}: no answer within {self._timeout:g} s")
 
     async def _part(self, file: OpenDatapoint, ref: ObjectRef, piece: Piece, wanted: Span) -> memoryview:
         """Return what *wanted* (in the object) has in common with the content of *piece*, checked."""
@@ -57,13 +75,18 @@ class Reader:
 
     async def _checked(self, file: OpenDatapoint, ref: ObjectRef, piece: Piece) -> memoryview:
         for attempt in range(1, _ATTEMPTS + 1):
+            joined = self._pool.has(ref, piece.span)
             try:
                 return await self._attempt(file, ref, piece)
             except NotFound as exc:
-                raise Corrupt(f"{file.entry.name}: its object is gone ({exc})") from exc
+                raise Corrupt(f"datapoint {file.entry.name}: its object is gone ({exc})") from exc
+            except Unavailable:
+                if not joined or attempt == _ATTEMPTS:  # what began before us may have failed long ago
+                    raise
             except Corrupt as exc:
                 self._counters.add("read.corrupt")
                 self._pool.drop(ref, piece.span.start)
+                self._pool.drop(ref, file.entry.header.start)
                 if attempt == _ATTEMPTS:
                     raise Corrupt(f"{ref.key}: {exc}") from exc
         raise AssertionError("the loop returns or raises")
@@ -82,3 +105,18 @@ class Reader:
             file.checked = (serial, piece.number)
         file.header_checked = True
         return data
+
+    def _raise_if_failed(self, ref: ObjectRef, pieces: list[Piece]) -> None:
+        for one in pieces:
+            failed_at, error = self._failed.get((ref, one.span.start), (0.0, None))
+            if error is not None and trio.current_time() - failed_at < _AGAIN_SECONDS:
+                raise Unavailable(*error.args) from error
+
+    def _remember(self, ref: ObjectRef, pieces: list[Piece], error: Unavailable) -> None:
+        if len(self._failed) >= _REMEMBERED:
+            self._failed.clear()
+        self._failed.update({(ref, one.span.start): (trio.current_time(), error) for one in pieces})
+
+
+def _object_of(file: OpenDatapoint) -> ObjectRef:
+    return ObjectRef(file.dataset.bucket_id, file.datarange.data_key, file.datarange.size)

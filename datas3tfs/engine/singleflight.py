@@ -6,12 +6,15 @@ has an end) neither stops it nor makes the others start again.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable, Hashable
 from typing import Generic, TypeVar
 
 import trio
 
 from datas3tfs.errors import Datas3tError, Unavailable
+
+log = logging.getLogger(__name__)
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
@@ -54,6 +57,9 @@ class SingleFlight(Generic[K, V]):
             flight.result.append(await work())
         except Datas3tError as exc:
             flight.error = exc
+        except Exception as exc:  # a bug, or input nobody thought of; it must not end the mount
+            log.exception("unexpected failure; please report it")
+            flight.error = Unavailable(f"unexpected failure ({type(exc).__name__})")
         finally:
             del self._flights[key]
             flight.landed.set()

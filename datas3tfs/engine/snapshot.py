@@ -21,7 +21,7 @@ from datas3tfs.core.model import Datarange, Dataset, DatasetId
 from datas3tfs.core.spans import Span
 from datas3tfs.engine.nurseries import background_nursery
 from datas3tfs.engine.singleflight import SingleFlight
-from datas3tfs.errors import Datas3tError, NotFound
+from datas3tfs.errors import Corrupt, Datas3tError, NotFound
 from datas3tfs.ports import CatalogReader, ChangeFeed
 
 log = logging.getLogger(__name__)
@@ -114,25 +114,31 @@ class Snapshots:
         return await self._flights.run(dataset_id, lambda: self._load(dataset_id))
 
     async def refresh(self) -> Removed:
-        """Look at the catalog again. Returns what is gone; raises Unavailable and changes nothing."""
+        """Look at the catalog again. Returns what is gone; raises Unavailable and changes nothing.
+
+        A dataset whose rows are damaged keeps its last state; the others go on.
+        """
         datasets = {dataset.id: dataset for dataset in await self._catalog.datasets()}
-        stale = [
-            snapshot
-            for dataset_id, snapshot in self._loaded.items()
-            if dataset_id not in datasets or datasets[dataset_id].version != snapshot.dataset.version
-        ]
+        stale = [old for old in self._loaded.values() if not _is_current(old, datasets)]
         fresh = {
-            old.dataset.id: await self._fetch(datasets[old.dataset.id])
+            old.dataset.id: await self._fetch_again(old, datasets[old.dataset.id])
             for old in stale
             if old.dataset.id in datasets
         }
         gone = tuple(dataset for dataset_id, dataset in self._datasets.items() if dataset_id not in datasets)
         self._datasets = datasets
         self._by_name = {dataset.name: dataset for dataset in datasets.values()}
-        self._loaded.update(fresh)
-        for dataset in gone:
-            self._loaded.pop(dataset.id, None)
+        # What was loaded while we waited, with a state that is old by now, is loaded again at its next use.
+        kept = {key: old for key, old in self._loaded.items() if _is_current(old, datasets)}
+        self._loaded = kept | fresh
         return Removed(gone, tuple(_removed(stale, fresh)))
+
+    async def _fetch_again(self, old: Snapshot, dataset: Dataset) -> Snapshot:
+        try:
+            return await self._fetch(dataset)
+        except Corrupt as exc:
+            log.error("dataset %s keeps its last state: %s", dataset.name, exc)
+            return Snapshot.of(dataset, old.dataranges)
 
     async def follow(self, feed: ChangeFeed, removed: trio.MemorySendChannel[Removed]) -> None:
         """Refresh whenever *feed* says so, for ever; send on what is gone."""
@@ -163,6 +169,11 @@ class Snapshots:
 
     async def _fetch(self, dataset: Dataset) -> Snapshot:
         return Snapshot.of(dataset, await self._catalog.dataranges(dataset.id))
+
+
+def _is_current(snapshot: Snapshot, datasets: dict[DatasetId, Dataset]) -> bool:
+    dataset = datasets.get(snapshot.dataset.id)
+    return dataset is not None and dataset.version == snapshot.dataset.version
 
 
 def _removed(stale: list[Snapshot], fresh: dict[DatasetId, Snapshot]) -> Iterable[tuple[Dataset, Datarange]]:

@@ -23,21 +23,24 @@ from datas3tfs.errors import Corrupt, Datas3tError
 from datas3tfs.ports import ObjectStore
 
 _REQUEST = 8 * 1024 * 1024
+_ATTEMPTS = 3  # at bytes that fail their checks: they may have been mangled on the way
 _IN_FLIGHT = 4  # memory: this times the request
 
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
-    """Consecutive bytes of an object, no piece of a datapoint cut in two."""
+    """Consecutive bytes of an object, no piece of a datapoint cut in two, and (key, what is wrong) of
+    every piece that failed its checks, however often it was fetched."""
 
     span: Span
     data: bytes
+    problems: list[tuple[int, str]]
 
 
 class _Slot:
     def __init__(self) -> None:
         self.done = trio.Event()
-        self.data = b""
+        self.stretch: Stretch | None = None
         self.error: Datas3tError | None = None
 
 
@@ -60,7 +63,11 @@ async def open_stretches(
 
     async def fetch(span: Span, slot: _Slot) -> None:
         try:
-            slot.data = await store.get_range(datarange.data_key, span, datarange.size)
+            for _ in range(_ATTEMPTS):
+                data = await store.get_range(datarange.data_key, span, datarange.size)
+                slot.stretch = Stretch(span, data, _problems_in(index, span, data))
+                if not slot.stretch.problems:
+                    break
         except Datas3tError as exc:
             slot.error = exc
         slot.done.set()
@@ -74,22 +81,21 @@ async def open_stretches(
                 nursery.start_soon(fetch, *waiting[-1])
             if not waiting:
                 return
-            span, slot = waiting.popleft()
+            _, slot = waiting.popleft()
             await slot.done.wait()
-            if slot.error is not None:
-                raise slot.error
-            yield Stretch(span, slot.data)
+            if slot.error is not None or slot.stretch is None:
+                raise slot.error or AssertionError("the fetch has left neither bytes nor an error")
+            yield slot.stretch
 
     async with background_nursery() as nursery, aclosing(stretches()) as ordered:
         yield ordered
 
 
-def problems_in(index: Index, stretch: Stretch) -> list[tuple[int, str]]:
-    """Return (key, what is wrong) for every piece in *stretch* that fails its checks."""
-    view = memoryview(stretch.data)
+def _problems_in(index: Index, span: Span, data: bytes) -> list[tuple[int, str]]:
+    view = memoryview(data)
     problems: list[tuple[int, str]] = []
-    for slot, entry, piece in pieces_in(index, stretch.span):
-        part = piece.span.shifted(-stretch.span.start)
+    for slot, entry, piece in pieces_in(index, span):
+        part = piece.span.shifted(-span.start)
         try:
             check_piece(index, slot, entry, piece, view[part.start : part.stop])
         except Corrupt as exc:

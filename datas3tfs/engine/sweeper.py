@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import logging
 
+import trio
+
+from datas3tfs.core.model import BucketId
 from datas3tfs.errors import Datas3tError
 from datas3tfs.ports import Graveyard, Stores, Uploads
 
 log = logging.getLogger(__name__)
 
 _BATCH = 1000
+_RECORD_SECONDS = 5.0  # to strike off what was deleted when the sweep itself is cut short
 
 
 async def sweep(uploads: Uploads, graveyard: Graveyard, stores: Stores) -> int:
@@ -23,13 +27,20 @@ async def sweep(uploads: Uploads, graveyard: Graveyard, stores: Stores) -> int:
     """
     await uploads.abandon_expired()
     deleted: list[int] = []
-    for doomed in await graveyard.doomed(_BATCH):
-        try:
-            await (await stores.store(doomed.bucket_id)).delete(doomed.object_key)
-        except Datas3tError as exc:
-            log.warning("%s: could not be deleted, will be tried again: %s", doomed.object_key, exc)
-            continue
-        deleted.append(doomed.id)
-    if deleted:
-        await graveyard.buried(deleted)
+    away: set[BucketId] = set()
+    try:
+        for doomed in await graveyard.doomed(_BATCH):
+            if doomed.bucket_id in away:
+                continue
+            try:
+                await (await stores.store(doomed.bucket_id)).delete(doomed.object_key)
+                deleted.append(doomed.id)
+            except Datas3tError as exc:
+                # The bucket is left alone for this time: its next object would take as long to fail.
+                away.add(doomed.bucket_id)
+                log.warning("%s: could not be deleted, will be tried again: %s", doomed.object_key, exc)
+    finally:
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + _RECORD_SECONDS):
+            if deleted:
+                await graveyard.buried(deleted)
     return len(deleted)

@@ -16,7 +16,9 @@ from datas3tfs.engine.indices import Indices
 from datas3tfs.engine.snapshot import Snapshot, Snapshots
 from datas3tfs.errors import Invalid, NotFound
 
-_BATCH = 2048  # listing entries made at once: about a tenth of what one READDIRPLUS answer takes
+# Listing entries made at once. An answer to the kernel takes 25 (before Linux 6.16) or thousands, so
+# batches begin small and double.
+_FIRST_BATCH, _LAST_BATCH = 32, 2048
 
 
 @dataclass(slots=True)
@@ -42,6 +44,7 @@ class OpenDatapoint:
 class Rows:
     """Consecutive datapoints of a listing, as columns. Key of the i-th: `first_key + i`."""
 
+    datarange: Datarange
     first_key: int
     names: list[bytes]
     sizes: list[int]
@@ -80,24 +83,29 @@ class Tree:
 
     async def locate(self, dataset_id: DatasetId, key: int) -> OpenDatapoint:
         """Find a datapoint by its key. Raises NotFound, Corrupt, Unavailable."""
-        snapshot = await self._snapshots.of(dataset_id)
-        at = snapshot.position(key)
-        if at is None:
-            raise NotFound(f"no datapoint {key} in dataset {snapshot.dataset.name}")
-        datarange = snapshot.dataranges[at]
-        index = await self._indices.of(snapshot.dataset.bucket_id, datarange)
-        slot = key - datarange.keys.start
-        return OpenDatapoint(snapshot, datarange, index, slot, index.entry(slot), snapshot.bases[at])
+        while True:
+            snapshot = await self._snapshots.of(dataset_id)
+            at = snapshot.position(key)
+            if at is None:
+                raise NotFound(f"no datapoint {key} in dataset {snapshot.dataset.name}")
+            datarange = snapshot.dataranges[at]
+            index = await self._indices.of(snapshot.dataset.bucket_id, datarange)
+            if await self._snapshots.of(dataset_id) is snapshot:  # else it may be gone meanwhile
+                slot = key - datarange.keys.start
+                return OpenDatapoint(snapshot, datarange, index, slot, index.entry(slot), snapshot.bases[at])
 
     async def listing(self, dataset_id: DatasetId, from_key: int) -> AsyncGenerator[Rows, None]:
         """Yield all datapoints from *from_key* on, in key order. Raises NotFound, Corrupt, Unavailable."""
+        batch = _FIRST_BATCH
         snapshot = await self._snapshots.of(dataset_id)
         for datarange in snapshot.from_key(from_key):
             index = await self._indices.of(snapshot.dataset.bucket_id, datarange)
             slot = max(0, from_key - datarange.keys.start)
             while slot < index.count:
-                count = min(_BATCH, index.count - slot)
+                count = min(batch, index.count - slot)
+                batch = min(2 * batch, _LAST_BATCH)
                 yield Rows(
+                    datarange,
                     index.first + slot,
                     index.names(slot, count),
                     index.sizes(slot, count),

@@ -10,7 +10,7 @@ from datas3tfs.core.model import Datarange
 from datas3tfs.core.spans import Span
 from datas3tfs.engine.indices import Indices
 from datas3tfs.engine.snapshot import Snapshot
-from datas3tfs.engine.stream import open_stretches, problems_in
+from datas3tfs.engine.stream import open_stretches
 from datas3tfs.errors import Corrupt, NotFound
 from datas3tfs.ports import ObjectStore, Stores
 
@@ -43,14 +43,15 @@ Report = Progress | Problem | Verified
 
 
 async def verify(snapshot: Snapshot, indices: Indices, stores: Stores) -> AsyncGenerator[Report, None]:
-    """Read every datapoint and check its header and CRC32C; yield what is found. Raises Unavailable.
+    """Read every index and every datapoint from the store and check them; yield what is found.
 
+    Raises Unavailable.
     A datapoint of several pieces may be reported more than once, for each piece that is bad.
     """
     store = await stores.store(snapshot.dataset.bucket_id)
     for datarange in snapshot.dataranges:
         try:
-            index = await indices.of(snapshot.dataset.bucket_id, datarange)
+            index = await indices.fresh(snapshot.dataset.bucket_id, datarange)
             async for report in _verify_datarange(store, datarange, index):
                 yield report
         except (Corrupt, NotFound) as exc:
@@ -64,6 +65,6 @@ async def _verify_datarange(
 ) -> AsyncGenerator[Report, None]:
     async with open_stretches(store, datarange, index, Span(0, index.count)) as stretches:
         async for stretch in stretches:
-            for key, problem in problems_in(index, stretch):
+            for key, problem in stretch.problems:
                 yield Problem(datarange.data_key, key, problem)
             yield Progress(stretch.span.length)

@@ -19,12 +19,13 @@ import trio
 from datas3tfs.core.model import Datarange, Dataset, Upload, UploadId, UploadIntent
 from datas3tfs.core.spans import Span
 from datas3tfs.engine.nurseries import background_nursery
-from datas3tfs.errors import Datas3tError, NotFound
+from datas3tfs.errors import Datas3tError, NotFound, Unavailable
 from datas3tfs.ports import ObjectStore, Stores, Uploads
 
 log = logging.getLogger(__name__)
 
 _RENEW_SECONDS = 60.0  # an intent expires after ten minutes without renewal
+_TOO_LATE_SECONDS = 500.0
 _ABANDON_SECONDS = 10.0  # at most, when the writer itself is being cancelled
 
 
@@ -72,9 +73,18 @@ class Writer:
             yield
 
     async def _renew(self, upload_id: UploadId) -> None:
+        """Renew for ever. Postgres may be away for a while: until it is too late, that is no reason to
+        throw away an upload. Raises Conflict if the intent is gone, Unavailable if it must be."""
+        renewed = trio.current_time()
         while True:
             await trio.sleep(_RENEW_SECONDS)
-            await self._uploads.renew(upload_id)
+            try:
+                await self._uploads.renew(upload_id)
+                renewed = trio.current_time()
+            except Unavailable as exc:
+                if trio.current_time() - renewed > _TOO_LATE_SECONDS:
+                    raise
+                log.warning("upload %d could not be renewed yet: %s", upload_id, exc)
 
     async def _abandon(self, upload: Upload) -> None:
         with trio.move_on_after(_ABANDON_SECONDS, shield=True):

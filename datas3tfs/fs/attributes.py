@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pyfuse3
 
-from datas3tfs.core.model import Dataset
+from datas3tfs.core.model import Datarange, Dataset
 from datas3tfs.engine.tree import OpenDatapoint
 
 # Committed datapoints never change, so the kernel may keep what it knows; removal is told to it
@@ -49,6 +49,7 @@ class Attributes:
     def datapoint(self, file: OpenDatapoint, inode: int) -> pyfuse3.EntryAttributes:
         """Return the attributes of a datapoint."""
         attributes = self.blank()
+        attributes.generation = generation(file.datarange)
         fill(attributes, inode, file.entry.size, file.entry.mtime_ns)
         return attributes
 
@@ -70,6 +71,12 @@ class Attributes:
         attributes.st_nlink = links
         attributes.entry_timeout = attributes.attr_timeout = MOMENT
         return attributes
+
+
+def generation(datarange: Datarange) -> int:
+    """Return what tells inodes of the same number apart: if a key comes again in another datarange, the
+    kernel must not take it for the file it knew, nor show the pages of that."""
+    return datarange.id & 0xFFFFFFFF
 
 
 def fill(attributes: pyfuse3.EntryAttributes, inode: int, size: int, mtime_ns: int) -> None:

@@ -1,21 +1,24 @@
 """Tell the kernel what is gone, so that it stops believing for ever what it was told for ever.
 
-Only dataranges whose index is in memory can be known to the kernel. The notifications block while a
-request for the same inode is under way, so they are made in a worker thread, never on the event loop
-(it answers those requests: the loop would wait for itself, unkillably), and never for the root.
+Only dataranges whose index is in memory or in the disk cache can be known to the kernel. The
+notifications block while a request for the same inode is under way, so they are made in a worker
+thread, never on the event loop (it answers those requests: the loop would wait for itself,
+unkillably), and never for the root.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
 
 import pyfuse3
 import trio
 
+from datas3tfs.core.index import Index
 from datas3tfs.core.inodes import ROOT
-from datas3tfs.core.model import DatarangeId
 from datas3tfs.engine.indices import Indices
 from datas3tfs.engine.snapshot import Removed
 from datas3tfs.fs.operations import Operations
@@ -25,7 +28,23 @@ log = logging.getLogger(__name__)
 _BATCH = 2048
 
 # (parent inode, name, inode) of a directory entry the kernel may know
-_Stale = tuple[int, bytes, int]
+_Entry = tuple[int, bytes, int]
+
+
+@dataclass(frozen=True, slots=True)
+class _Stale:
+    """A datarange whose datapoints the kernel may know."""
+
+    parent: int
+    index: Index
+    inodes: Sequence[int]
+
+    def entries(self) -> Iterator[_Entry]:
+        """Yield all of them; their names are made in batches, as there may be a million."""
+        for slot in range(0, self.index.count, _BATCH):
+            names = self.index.names(slot, min(_BATCH, self.index.count - slot))
+            for name, inode in zip(names, self.inodes[slot : slot + _BATCH], strict=True):
+                yield self.parent, name, inode
 
 
 async def invalidate_removed(
@@ -35,35 +54,31 @@ async def invalidate_removed(
     stop = threading.Event()
     try:
         async for gone in removed:
-            stale = list(_stale_datapoints(gone, operations, indices))
+            datapoints = await _stale_datapoints(gone, operations, indices)
             directories = [
                 (ROOT, dataset.name.encode(), operations.dataset_inode(dataset)) for dataset in gone.datasets
             ]
-            await trio.to_thread.run_sync(_invalidate, [*stale, directories], stop, abandon_on_cancel=True)
+            entries = chain(chain.from_iterable(stale.entries() for stale in datapoints), directories)
+            await trio.to_thread.run_sync(_invalidate, entries, stop, abandon_on_cancel=True)
     finally:
         stop.set()
 
 
-def _stale_datapoints(gone: Removed, operations: Operations, indices: Indices) -> Iterator[Iterable[_Stale]]:
+async def _stale_datapoints(gone: Removed, operations: Operations, indices: Indices) -> list[_Stale]:
+    stale: list[_Stale] = []
     for dataset, datarange in gone.dataranges:
-        index = indices.forget(DatarangeId(datarange.id))
-        if index is None:
-            continue
-        parent = operations.dataset_inode(dataset)
-        for slot in range(0, index.count, _BATCH):
-            names = index.names(slot, min(_BATCH, index.count - slot))
-            yield [
-                (parent, name, operations.datapoint_inode(dataset, index.first + slot + i))
-                for i, name in enumerate(names)
-            ]
+        index = await indices.retire(datarange)
+        if index is not None:
+            inodes = operations.datapoint_inodes(dataset, index.first, index.count)
+            stale.append(_Stale(operations.dataset_inode(dataset), index, inodes))
+    return stale
 
 
-def _invalidate(batches: Iterable[Iterable[_Stale]], stop: threading.Event) -> None:
-    for batch in batches:
-        for parent, name, inode in batch:
-            if stop.is_set():
-                return
-            _forget_entry(parent, name, inode)
+def _invalidate(entries: Iterable[_Entry], stop: threading.Event) -> None:
+    for parent, name, inode in entries:
+        if stop.is_set():
+            return
+        _forget_entry(parent, name, inode)
 
 
 def _forget_entry(parent: int, name: bytes, inode: int) -> None:

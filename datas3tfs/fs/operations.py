@@ -22,7 +22,7 @@ from datas3tfs.core.names import NAME_LIMIT
 from datas3tfs.engine.reader import Reader
 from datas3tfs.engine.tree import OpenDatapoint, Tree
 from datas3tfs.errors import Datas3tError, Invalid, NotFound
-from datas3tfs.fs.attributes import Attributes, fill
+from datas3tfs.fs.attributes import Attributes, fill, generation
 from datas3tfs.fs.errnos import answers_errno
 from datas3tfs.fs.handles import Handles
 from datas3tfs.fs.xattrs import STATS, datapoint_xattrs, dataset_xattrs
@@ -129,6 +129,7 @@ class Operations(pyfuse3.Operations):
         try:
             async with aclosing(self._tree.listing(dataset_id, start)) as batches:
                 async for rows in batches:
+                    attributes.generation = generation(rows.datarange)
                     numbers = self._inodes.datapoints(dataset_id, rows.first_key, len(rows.names))
                     columns = zip(numbers, rows.names, rows.sizes, rows.mtimes_ns, strict=True)
                     for key, (number, name, size, mtime_ns) in enumerate(columns, rows.first_key):
@@ -154,6 +155,8 @@ class Operations(pyfuse3.Operations):
         if not isinstance(node, DatapointNode):
             raise pyfuse3.FUSEError(errno.EISDIR)
         file = await self._tree.locate(node.dataset_id, node.key)
+        if not file.entry.size:  # no read will come that could notice a lie
+            await self._reader.check_empty(file)
         return pyfuse3.FileInfo(fh=self._files.add(file), keep_cache=True)
 
     @answers_errno
@@ -227,6 +230,6 @@ class Operations(pyfuse3.Operations):
         """Return the inode number under which the kernel knows a dataset's directory."""
         return ROOT if dataset.id == self._only else self._inodes.number(DatasetNode(dataset.id))
 
-    def datapoint_inode(self, dataset: Dataset, key: int) -> int:
-        """Return the inode number under which the kernel knows a datapoint."""
-        return self._inodes.datapoint(dataset.id, key)
+    def datapoint_inodes(self, dataset: Dataset, first: int, count: int) -> Sequence[int]:
+        """Return the inode numbers under which the kernel knows *count* datapoints from *first* on."""
+        return self._inodes.datapoints(dataset.id, first, count)

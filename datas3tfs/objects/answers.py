@@ -29,6 +29,7 @@ class Answer:
     content_length: str | None = None
     content_type: str | None = None
     content_encoding: str | None = None
+    transfer_encoding: str | None = None
 
 
 def check_asked(key: str, span: Span, total: int) -> None:
@@ -55,7 +56,7 @@ def check_range(key: str, span: Span, total: int, answer: Answer) -> int:
     if (first, last) != (span.start, span.last):
         raise Unavailable(f"{key}: bytes {first}-{last} came, {span.start}-{span.last} were asked for")
     announced = _announced_length(key, answer)
-    if announced is not None and announced != span.length:
+    if announced != span.length:
         raise Unavailable(f"{key}: {announced} bytes announced, {span.length} asked for")
     return span.length
 
@@ -106,6 +107,9 @@ def refusal(subject: str, status: int, code: str) -> Datas3tError:
 def _check_plain(key: str, answer: Answer) -> None:
     if (answer.content_encoding or "identity").strip().lower() not in ("identity", ""):
         raise Unavailable(f"{key}: the body came encoded, not as it is stored")
+    if answer.transfer_encoding is not None:
+        # http.client believes whatever a chunk says of its size; and objects have a length.
+        raise Unavailable(f"{key}: the body came in chunks, not with a length")
     if (answer.content_type or "").strip().lower().startswith("multipart/byteranges"):
         raise Unavailable(f"{key}: several ranges came, one was asked for")
 

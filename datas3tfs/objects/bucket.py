@@ -84,22 +84,24 @@ class Bucket:
     async def put(self, key: str, body: bytes | bytearray) -> None:
         """See ports.ObjectStore."""
         self._counters.add("s3.put")
-        await self._call(key, "put_object", Key=key, Body=body, ContentType=_BINARY)
+        answer = await self._call(key, "put_object", Key=key, Body=body, ContentType=_BINARY)
+        _confirmed(key, answer, "ETag")
         self._counters.add("s3.put_bytes", len(body))
 
     async def begin(self, key: str) -> UploadHandle:
         """Begin a multipart upload. Raises Unavailable."""
         self._counters.add("s3.multipart")
         answer = await self._call(key, "create_multipart_upload", Key=key, ContentType=_BINARY)
-        return str(answer["UploadId"])
+        return _confirmed(key, answer, "UploadId")
 
     async def put_part(self, key: str, handle: UploadHandle, number: int, body: bytes | bytearray) -> PartTag:
         """Store part *number* (from 1). Raises Unavailable."""
         self._counters.add("s3.put")
         asked: dict[str, Any] = {"Key": key, "UploadId": handle, "PartNumber": number, "Body": body}
         answer = await self._call(key, "upload_part", **asked)
+        tag = _confirmed(key, answer, "ETag")
         self._counters.add("s3.put_bytes", len(body))
-        return str(answer["ETag"])
+        return tag
 
     async def complete(self, key: str, handle: UploadHandle, tags: list[PartTag]) -> None:
         """Make the parts one object. Raises Unavailable."""
@@ -157,9 +159,10 @@ class Bucket:
             except Denied:
                 self._urls.discard(key)
         now = trio.current_time()
-        url = await trio.to_thread.run_sync(
-            self._client.presign, key, abandon_on_cancel=True, limiter=self._calls
-        )
+        with translated(key):
+            url = await trio.to_thread.run_sync(
+                self._client.presign, key, abandon_on_cancel=True, limiter=self._calls
+            )
         self._urls.remember(key, url, now)
         return await self._counted(fetch(url))
 
@@ -186,3 +189,12 @@ class Bucket:
                 return answer
 
         return await trio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=self._calls)
+
+
+def _confirmed(key: str, answer: Any, word: str) -> str:
+    """Return what only S3 itself says when it has done as asked: a page from a proxy with status 200
+    must not count as stored. Raises Unavailable."""
+    value = answer.get(word)
+    if not isinstance(value, str) or not value:
+        raise Unavailable(f"{key}: the answer does not confirm the upload (no {word})")
+    return value

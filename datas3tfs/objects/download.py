@@ -148,8 +148,6 @@ def _body(key: str, response: urllib3.BaseHTTPResponse, check: Callable[[Answer]
     length = check(answer)
     body = response.read(length) if length else b""
     answers.check_length(key, length, len(body))
-    if answer.content_length is None and response.read(1):
-        raise Unavailable(f"{key}: more than the {length} bytes asked for came")
     return body
 
 
@@ -161,4 +159,5 @@ def _head(response: urllib3.BaseHTTPResponse) -> Answer:
         content_length=headers.get("Content-Length"),
         content_type=headers.get("Content-Type"),
         content_encoding=headers.get("Content-Encoding"),
+        transfer_encoding=headers.get("Transfer-Encoding"),
     )

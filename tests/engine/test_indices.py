@@ -164,9 +164,52 @@ async def test_a_corrupt_index_is_not_fetched_for_every_lookup_but_looked_at_aga
         for _ in range(10):
             with pytest.raises(Corrupt):
                 await indices.of(world.bucket_id, datarange)
-        assert index_gets(world) == 1
+        assert index_gets(world) == 3, "three attempts, once"
         world.store.objects[datarange.index_key] = good
         await trio.sleep(31)
+        assert (await indices.of(world.bucket_id, datarange)).count == 1
+
+
+async def test_an_index_mangled_on_the_way_is_fetched_again() -> None:
+    world = await new_world()
+    datarange = await world.commit([b"a"])
+    good = world.store.objects[datarange.index_key]
+
+    async def mangle_once(method: str, key: str) -> None:
+        await trio.lowlevel.checkpoint()
+        first = world.failing.calls["get"] == 1
+        world.store.objects[datarange.index_key] = good[:-1] + b"?" if first else good
+
+    world.failing.before_each = mangle_once
+    async with open_indices(world.cache, world.stores, world.counters) as indices:
+        assert (await indices.of(world.bucket_id, datarange)).count == 1
+    assert world.counters.get("index.corrupt") == 1
+
+
+async def test_a_row_that_claims_more_datapoints_than_fit_costs_no_memory() -> None:
+    world = await new_world()
+    datarange = replace(await world.commit([b"a"]), keys=Span(0, 2**62))
+    async with open_indices(world.cache, world.stores, world.counters) as indices:
+        with pytest.raises(Corrupt, match="too short"):
+            await indices.of(world.bucket_id, datarange)
+
+
+async def test_what_nobody_thought_of_ends_the_load_and_not_the_mount(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    world = await new_world()
+    datarange = await world.commit([b"a"])
+
+    async def bug(*_: object) -> None:
+        await trio.lowlevel.checkpoint()
+        raise ZeroDivisionError
+
+    async with open_indices(world.cache, world.stores, world.counters) as indices:
+        with monkeypatch.context() as patch:
+            patch.setattr(world.store, "get", bug)
+            with pytest.raises(Unavailable, match="ZeroDivisionError"):
+                await indices.of(world.bucket_id, datarange)
+        assert "please report it" in caplog.text
         assert (await indices.of(world.bucket_id, datarange)).count == 1
 
 

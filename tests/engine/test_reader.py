@@ -6,9 +6,11 @@ import pytest
 import trio
 import trio.testing
 
+from datas3tfs.core import tar
 from datas3tfs.core.checksums import CHUNK
 from datas3tfs.core.prefetch import PrefetchLimits
 from datas3tfs.core.spans import Span
+from datas3tfs.engine.blocks import ObjectRef
 from datas3tfs.errors import Corrupt, NotFound, Unavailable
 from tests.harness.world import Mounted, World, new_world, open_mounted
 
@@ -169,14 +171,88 @@ async def test_an_object_that_is_gone_is_corrupt_not_absent() -> None:
             await mounted.reader.read(file, 0, 1)
 
 
-async def test_a_failed_fetch_is_reported_and_tried_afresh_next_time() -> None:
+async def test_a_failed_fetch_is_reported_fails_again_at_once_and_is_tried_afresh_soon(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
     world = await new_world()
     await world.commit([b"a" * 10])
     world.failing.fail("get_range", 1, Unavailable("S3 is away"))
     async with open_mounted(world) as mounted:
-        with pytest.raises(Unavailable, match="S3 is away"):
-            await mounted.read(0)
+        for _ in range(2):  # the kernel asks twice: its read-ahead, and then for the page itself
+            with pytest.raises(Unavailable, match=r"00000000000000000000\.bin: .*S3 is away"):
+                await mounted.read(0)
+        assert world.failing.calls["get_range"] == 1
+        await trio.sleep(3)
         assert await mounted.read(0) == b"a" * 10
+
+
+async def test_a_reader_that_joined_a_fetch_about_to_fail_tries_itself(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    world = await new_world()
+    await world.commit([b"a" * 10])
+    world.failing.fail("get_range", 1, Unavailable("away for a while"))
+
+    async def slow(method: str, key: str) -> None:
+        await trio.sleep(5)
+
+    world.failing.before_each = slow
+    async with open_mounted(world) as mounted:
+        first = await mounted.tree.locate((await world.dataset()).id, 0)
+        second = await mounted.tree.locate((await world.dataset()).id, 0)
+        results: list[bytes] = []
+
+        async def read_first() -> None:
+            with pytest.raises(Unavailable):
+                await mounted.reader.read(first, 0, 10)
+
+        async def read_second() -> None:
+            await trio.sleep(1)
+            results.append(bytes(await mounted.reader.read(second, 0, 10)))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(read_first)
+            nursery.start_soon(read_second)
+        assert results == [b"a" * 10]
+
+
+async def test_a_second_pass_over_what_is_here_fetches_no_padding() -> None:
+    contents = [bytes([i % 251]) * 40_100 for i in range(100)]
+    world = await new_world()
+    await world.commit(contents)
+    order = random.Random(5).sample(range(100), 100)
+    async with open_mounted(world) as mounted:
+        for key in order:
+            await mounted.read(key)
+        before = len(data_gets(world))
+        for key in range(100):
+            await mounted.read(key)
+    assert len(data_gets(world)) == before
+
+
+async def test_a_damaged_header_in_a_kept_extent_is_fetched_again_for_the_middle() -> None:
+    world = await new_world()
+    datarange = await world.commit([b"x", bytes(3 * CHUNK)])
+    good = world.store.objects[datarange.data_key]
+    mangled = good[:1030] + b"?" + good[1031:]
+    async with open_mounted(world, limits=QUIET) as mounted:
+        world.store.objects[datarange.data_key] = mangled
+        ref = ObjectRef(world.bucket_id, datarange.data_key, datarange.size)
+        mounted.pool.request(ref, Span(0, 1024 + 512 + CHUNK))
+        await trio.testing.wait_all_tasks_blocked()
+        world.store.objects[datarange.data_key] = good
+        assert await mounted.read(1, 2 * CHUNK, 10) == bytes(10)
+
+
+async def test_an_empty_datapoint_whose_index_lies_is_noticed_when_it_is_opened() -> None:
+    world = await new_world()
+    datarange = await world.commit([b""])
+    body = world.store.objects[datarange.data_key]
+    world.store.objects[datarange.data_key] = tar.build_header("00000000000000000000.bin", 5, 0) + body[512:]
+    async with open_mounted(world, limits=QUIET) as mounted:
+        file = await mounted.tree.locate(datarange.dataset_id, 0)
+        with pytest.raises(Corrupt):
+            await mounted.reader.check_empty(file)
 
 
 async def test_a_store_that_hangs_costs_the_time_limit_and_no_more(
