@@ -223,3 +223,14 @@ def test_slots_are_found_by_position() -> None:
     for position in range(total):
         expected = max((s for s in range(3) if starts[s] <= position), default=0)
         assert index.slot_at(position) == expected
+
+
+def test_a_file_of_very_many_frames_is_refused_at_once() -> None:
+    frame = zstandard.ZstdCompressor().compress(b"")
+    with pytest.raises(Corrupt, match="too many"):
+        decode_index_file(frame * 1_000_000, count=1, object_size=10_240)
+
+
+def test_a_limit_that_is_a_lie_is_not_asked_for_as_memory() -> None:
+    frame = zstandard.ZstdCompressor().compress(bytes(100))
+    assert zstdframes.decompress(frame, 2**62) == bytes(100)

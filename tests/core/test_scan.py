@@ -189,3 +189,11 @@ def test_damage_anywhere_never_crashes(junk: bytes, at: int) -> None:
     data[at : at + len(junk)] = junk
     with suppress(Invalid):
         scanned(bytes(data))
+
+
+def test_many_extended_headers_are_as_large_as_one() -> None:
+    info = tarfile.TarInfo("x")
+    info.type, info.size = b"x", 512
+    one = info.tobuf(tarfile.USTAR_FORMAT) + b"30 comment=xxxxxxxxxxxxxxxxxx\n".ljust(512, b"\0")
+    with pytest.raises(Invalid, match="too large"):
+        scanned(one * 3000 + GOOD)

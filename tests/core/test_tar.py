@@ -88,7 +88,9 @@ def test_pax_times(text: str, nanoseconds: int) -> None:
     assert tar.parse_pax_time(text) == nanoseconds
 
 
-@pytest.mark.parametrize("text", ["", ".", "x", "1e5", "1.x", "9" * 13, "9200000000", "--1", "1_0", "١"])
+@pytest.mark.parametrize(
+    "text", ["", ".", "x", "1e5", "1.x", "9" * 13, "9200000000", "--1", "1_0", "١", "1.²"]
+)
 def test_malformed_pax_times_are_refused(text: str) -> None:
     with pytest.raises(Invalid):
         tar.parse_pax_time(text)

@@ -6,10 +6,10 @@ import pytest
 import trio
 import trio.testing
 
-from datas3tfs.core.model import DatasetId
+from datas3tfs.core.model import Datarange, DatasetId
 from datas3tfs.core.spans import Span
 from datas3tfs.engine.snapshot import Removed, Snapshot
-from datas3tfs.errors import NotFound, Unavailable
+from datas3tfs.errors import Corrupt, NotFound, Unavailable
 from tests.harness.world import Mounted, new_world, open_mounted
 
 
@@ -129,3 +129,28 @@ async def test_unknown_datasets_are_absent() -> None:
             mounted.snapshots.named("photos")
         with pytest.raises(NotFound):
             await mounted.snapshots.of(DatasetId(77))
+
+
+async def test_a_dataset_with_damaged_rows_keeps_its_state_and_the_others_go_on(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    world = await new_world()
+    one = await world.commit([b"x"])
+    await world.commit([b"y"], name="other")
+    dataranges = world.catalog.dataranges
+
+    async def damaged(dataset_id: DatasetId) -> list[Datarange]:
+        if dataset_id == one.dataset_id:
+            raise Corrupt("datarange 1 in Postgres has keys 5 to 3")
+        return await dataranges(dataset_id)
+
+    async with open_mounted(world) as mounted:
+        assert await mounted.read(0) == b"x"
+        assert await mounted.read(0, name="other") == b"y"
+        await world.commit([b"z"], 1, name="other")
+        await world.commit([b"z"], 1)
+        monkeypatch.setattr(world.catalog, "dataranges", damaged)
+        await mounted.snapshots.refresh()
+        assert await mounted.read(1, name="other") == b"z"
+        assert await mounted.read(0) == b"x"
+    assert caplog.text.count("keeps its last state") == 1

@@ -221,3 +221,48 @@ async def test_an_object_that_cannot_be_deleted_now_is_deleted_later(
     assert "will be tried again" in caplog.text
     await swept(world)
     assert world.store.objects == {}
+
+
+async def test_a_bucket_that_is_away_does_not_hold_up_the_sweep_of_another(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    world = await new_world()
+    for first in range(5):
+        world.failing.fail("put", world.failing.calls["put"] + 1, Unavailable("away"))
+        with pytest.raises(Unavailable):
+            await world.commit([b"a"], first)
+
+    async def dead(method: str, key: str) -> None:
+        if method == "delete":
+            await trio.sleep(30)
+            raise Unavailable("away")
+
+    world.failing.before_each = dead
+    begin = trio.current_time()
+    await swept(world)
+    assert trio.current_time() - begin == pytest.approx(30), "one attempt, not one for each object"
+
+
+async def test_postgres_may_be_away_for_a_while_during_an_upload(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = await new_world()
+    dataset = await world.dataset()
+    renew, calls = world.catalog.renew, 0
+
+    async def sometimes(upload_id: UploadId) -> None:
+        nonlocal calls
+        calls += 1
+        if calls in (2, 3):
+            raise Unavailable("Postgres is away")
+        await renew(upload_id)
+
+    monkeypatch.setattr(world.catalog, "renew", sometimes)
+
+    async def slow_body() -> AsyncIterator[bytes]:
+        await trio.sleep(400)
+        yield b"x"
+
+    await world.writer.commit(dataset, Span(0, 1), 1, slow_body(), lambda: b"index")
+    assert await visible(world) == [Span(0, 1)]
+    assert calls > 4
