@@ -15,6 +15,7 @@ FILE_SYSTEM = "fuse.datas3tfs"
 _MOUNTINFO = Path("/proc/self/mountinfo")
 _UNMOUNT_SECONDS = 30.0
 _ANSWER_SECONDS = 5.0
+_LINKS = 40  # what the kernel follows before it says ELOOP
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +30,9 @@ def mounted_at(path: Path) -> Mounted | None:
     """Return what is mounted exactly at *path* (the topmost, if several are), or None."""
     wanted = os.path.abspath(path)
     found = None
-    for line in _MOUNTINFO.read_text(errors="surrogateescape").splitlines():
+    # Not splitlines, nor text mode: the kernel escapes blanks and newlines only, and a mount point of
+    # anybody's may have a carriage return or a form feed in its name.
+    for line in os.fsdecode(_MOUNTINFO.read_bytes()).split("\n")[:-1]:
         before, _, after = line.partition(" - ")
         fields = before.split(" ")
         if _unescape(fields[4]) == wanted:
@@ -39,10 +42,13 @@ def mounted_at(path: Path) -> Mounted | None:
 
 def real_path(path: Path) -> Path:
     """Return *path* without symbolic links, without asking what is mounted there: it may be dead."""
-    absolute = Path(os.path.abspath(path))
-    if absolute.is_symlink():
-        absolute = Path(os.path.abspath(absolute.parent / absolute.readlink()))
-    return Path(os.path.realpath(absolute.parent)) / absolute.name if absolute.name else absolute
+    target = Path(os.path.abspath(path))
+    for _ in range(_LINKS):
+        target = Path(os.path.realpath(target.parent)) / target.name if target.name else target
+        if mounted_at(target) is not None or not os.path.islink(target):
+            break
+        target = Path(os.path.abspath(target.parent / os.readlink(target)))
+    return target
 
 
 def prepare(path: Path) -> Path:
@@ -58,17 +64,17 @@ def prepare(path: Path) -> Path:
             raise Conflict(f"{path}: a datas3tfs is mounted there already")
         unmount(target, lazy=True)
     try:
-        if not target.resolve().is_dir():
+        if not target.is_dir():
             raise Invalid(f"{path}: not a directory" if target.exists() else f"{path}: no such directory")
     except OSError as exc:
         raise Invalid(f"{path}: {exc.strerror}") from exc
-    return target.resolve()
+    return target
 
 
 def require_ours(path: Path) -> Path:
     """Return *path* resolved. Raises NotFound unless a datas3tfs is mounted there."""
     target = real_path(path)
-    mounted = mounted_at(target) or mounted_at(Path(os.path.realpath(target)))
+    mounted = mounted_at(target)
     if mounted is None or mounted.file_system != FILE_SYSTEM:
         raise NotFound(f"{path}: no datas3tfs is mounted there")
     return Path(mounted.path)
