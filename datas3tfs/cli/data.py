@@ -87,7 +87,7 @@ def download_tar(
         return
     missing = last + 1 - first - found
     note = f", {missing} keys in between do not exist" if missing else ""
-    output.say(f"{output_file}: {found} datapoints, {format_size(size)}{note}")
+    output.say(f"{output_file}: {_counted(found, 'datapoint')}, {format_size(size)}{note}")
 
 
 def verify(ctx: typer.Context, dataset: DatasetName, as_json: JsonFlag = False) -> None:
@@ -109,7 +109,9 @@ def verify(ctx: typer.Context, dataset: DatasetName, as_json: JsonFlag = False) 
         for problem in problems:
             output.say(f"{problem.object_key}: {problem.reason}")
         note = f" ({unknown} without checksums: headers checked only)" if unknown else ""
-        output.say(f"{dataset}: {checked} dataranges read{note}, {len(problems)} problems")
+        output.say(
+            f"{dataset}: {_counted(checked, 'datarange')} read{note}, {_counted(len(problems), 'problem')}"
+        )
     if problems:
         raise typer.Exit(1)
 
@@ -279,6 +281,11 @@ def _report_committed(dataranges: Sequence[Datarange], as_json: bool) -> None:
         return
     points, size = sum(d.count for d in dataranges), sum(d.size for d in dataranges)
     output.say(
-        f"{points} datapoints committed in {len(dataranges)} dataranges ({format_size(size)}), "
+        f"{_counted(points, 'datapoint')} committed in {_counted(len(dataranges), 'datarange')} "
+        f"({format_size(size)}), "
         f"keys {dataranges[0].keys.start} to {dataranges[-1].keys.last}"
     )
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
