@@ -55,7 +55,9 @@ class Indices:
             self._open.move_to_end(datarange.id)
             return index
         self._raise_if_failed(datarange.id)
-        index = await self._flights.run(datarange.id, lambda: self._load(bucket_id, datarange))
+        index = await self._flights.run(
+            datarange.id, datarange.index_key, lambda: self._load(bucket_id, datarange)
+        )
         self._open[datarange.id] = index
         while len(self._open) > _OPEN_LIMIT:
             self._open.popitem(last=False)

@@ -111,7 +111,8 @@ class Snapshots:
         """Return a dataset's snapshot; asks Postgres the first time. Raises NotFound, Unavailable."""
         if (snapshot := self._loaded.get(dataset_id)) is not None:
             return snapshot
-        return await self._flights.run(dataset_id, lambda: self._load(dataset_id))
+        what = f"dataset {self.dataset(dataset_id).name}"
+        return await self._flights.run(dataset_id, what, lambda: self._load(dataset_id))
 
     async def refresh(self) -> Removed:
         """Look at the catalog again. Returns what is gone; raises Unavailable and changes nothing.
