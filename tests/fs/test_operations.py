@@ -406,6 +406,17 @@ async def test_a_listing_of_datasets_goes_on_after_a_change(
         assert sorted(names) == sorted(set(names)) == sorted(twins.model)
 
 
+@pytest.mark.parametrize("room", [1, 2, 3, 7])
+async def test_datasets_made_one_after_the_other_are_all_listed(room: int) -> None:
+    world = await new_world()
+    names = [f"set-{number}" for number in range(10)]
+    ids = [(await world.dataset(name)).id for name in names]
+    assert ids == list(range(ids[0], ids[0] + 10)), "neighbours: no offset is free between them"
+    async with mounted(world) as (kernel, _):
+        listed = await kernel.listing(ROOT, lambda: room)
+    assert [entry.name.decode() for entry in listed] == names
+
+
 async def test_long_listings_are_the_same_in_answers_of_any_length() -> None:
     rng = Random(5)
     held = {key: Item(b"x" * (key % 5), rng.choice(["a", "bc"]), key % 3 * SECOND) for key in range(5000)}
