@@ -42,12 +42,10 @@ def new_stack(
     """Makes stacks for a whole module; `new_stack("moto")` uses the other S3 server."""
     with ExitStack() as opened:
 
-        def make(kind: str = "rclone", postgres: PostgresServer | None = None) -> Stack:
+        def make(kind: str = "rclone") -> Stack:
             process: ServerProcess = request.getfixturevalue(f"{kind}_server_process")
             home = tmp_path_factory.mktemp("stack")
-            return opened.enter_context(
-                open_stack(postgres or embedded_postgres, fresh_bucket(process), home)
-            )
+            return opened.enter_context(open_stack(embedded_postgres, fresh_bucket(process), home))
 
         yield make
 

@@ -28,7 +28,6 @@ from typing import Any, TypeVar
 import trio
 
 from datas3tfs.app import ingest as ingesting
-from datas3tfs.app.mountpoint import FILE_SYSTEM, mounted_at
 from datas3tfs.catalog import Catalog, generate_key, open_catalog
 from datas3tfs.core.counters import Counters
 from datas3tfs.core.model import Datarange, Dataset
@@ -82,6 +81,16 @@ def check_fuse() -> str | None:
             "for a container add --device /dev/fuse --cap-add SYS_ADMIN"
         )
     return None
+
+
+def device_at(path: Path) -> str | None:
+    """Return the device (major:minor) of the datas3tfs mounted at *path*, dead or alive; asks no daemon."""
+    found = None
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():  # proc_pid_mountinfo(5)
+        before, _, after = line.partition(" - ")
+        if before.split()[4].replace("\\040", " ") == str(path):
+            found = before.split()[2] if after.split()[0] == "fuse.datas3tfs" else None
+    return found
 
 
 def abort_connection(device: str) -> None:
@@ -166,8 +175,7 @@ class Mount:
 
     def is_mounted(self) -> bool:
         """Say whether a datas3tfs is mounted here; never asks the daemon."""
-        found = mounted_at(self.path)
-        return found is not None and found.file_system == FILE_SYSTEM
+        return device_at(self.path) is not None
 
     def wait_ready(self, deadline: float) -> None:
         """Wait until it is mounted. Fails if the daemon ends before."""
@@ -177,9 +185,7 @@ class Mount:
             assert code is None, f"the mount ended with {code}:\n{self.log}"
             assert time.monotonic() < deadline, f"not mounted in time:\n{self.log}"
             time.sleep(0.01)
-        found = mounted_at(self.path)
-        assert found is not None
-        self.device = found.device
+        self.device = device_at(self.path) or ""
         self._timer = threading.Timer(_LIFE_LIMIT, self.abort)
         self._timer.daemon = True
         self._timer.start()
@@ -270,26 +276,28 @@ class Stack:
         """Do what `datas3tfs ingest` does; return what was committed."""
 
         async def work(catalog: Catalog) -> list[Datarange]:
-            async with _writing(catalog, dataset) as (writer, into):
-                steps = ingesting.ingest(
-                    writer,
-                    into,
-                    ingesting.find_sources(paths),
-                    first=ingesting.next_key(into) if start is None else start,
-                    datarange_bytes=datarange_bytes,
-                    advance=_ignore,
-                )
-                async with aclosing(steps):
-                    return [datarange async for datarange, _ in steps]
+            async with _writing(catalog) as writer:
+                return await _ingest(writer, await _found(catalog, dataset), paths, start, datarange_bytes)
 
         return self._with_catalog(work)
+
+    def ingest_into_each(self, datasets: Iterable[str], *paths: Path, datarange_bytes: int = 1 << 28) -> None:
+        """Put the same files into many empty datasets."""
+
+        async def work(catalog: Catalog) -> None:
+            async with _writing(catalog) as writer:
+                for dataset in datasets:
+                    await _ingest(writer, await _found(catalog, dataset), paths, 0, datarange_bytes)
+
+        self._with_catalog(work)
 
     def upload_tar(self, dataset: str, path: Path) -> Datarange:
         """Do what `datas3tfs upload-tar` does; return what was committed."""
 
         async def work(catalog: Catalog) -> Datarange:
             scanned = await ingesting.scan_tar(path, _ignore)
-            async with _writing(catalog, dataset) as (writer, into):
+            async with _writing(catalog) as writer:
+                into = await _found(catalog, dataset)
                 return await ingesting.upload_tar(writer, into, path, scanned, _ignore)
 
         return self._with_catalog(work)
@@ -424,10 +432,28 @@ class Stack:
 
 
 @asynccontextmanager
-async def _writing(catalog: Catalog, name: str) -> AsyncIterator[tuple[Writer, Dataset]]:
-    dataset = next(found for found in await catalog.reader.datasets() if found.name == name)
+async def _writing(catalog: Catalog) -> AsyncIterator[Writer]:
     async with open_stores(catalog.reader.bucket, S3Settings(), Counters()) as stores:
-        yield Writer(catalog.uploads, stores), dataset
+        yield Writer(catalog.uploads, stores)
+
+
+async def _found(catalog: Catalog, name: str) -> Dataset:
+    return next(dataset for dataset in await catalog.reader.datasets() if dataset.name == name)
+
+
+async def _ingest(
+    writer: Writer, dataset: Dataset, paths: Sequence[Path], start: int | None, datarange_bytes: int
+) -> list[Datarange]:
+    steps = ingesting.ingest(
+        writer,
+        dataset,
+        ingesting.find_sources(paths),
+        first=ingesting.next_key(dataset) if start is None else start,
+        datarange_bytes=datarange_bytes,
+        advance=_ignore,
+    )
+    async with aclosing(steps):
+        return [datarange async for datarange, _ in steps]
 
 
 def _ignore(amount: int) -> None:
