@@ -57,14 +57,15 @@ def daemonize(work: Callable[[Readiness], None], notify_socket: str | None) -> N
     reading, writing = os.pipe()
     sys.stdout.flush()
     sys.stderr.flush()
-    if os.fork() == 0:
+    child = os.fork()
+    if child == 0:
         os.close(reading)
         _become_daemon()
         _run_and_exit(work, Readiness(writing, notify_socket))
     os.close(writing)
     with os.fdopen(reading) as pipe:
         line = pipe.readline().rstrip("\n")
-    os.wait()
+    os.waitpid(child, 0)
     if line != "ready":
         raise Unavailable(line or "the daemon has died before the mount was ready")
 

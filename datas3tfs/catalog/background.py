@@ -33,16 +33,23 @@ async def in_background(job: Callable[[trio.TaskStatus[T]], Awaitable[None]]) ->
     """Run *job* during the block, which gets what the job reports as started; then cancel the job.
 
     What the block raises comes out unwrapped. A job that fails cancels the block, and its error comes out
-    in an exception group: the jobs in catalog/ are written not to.
+    in an exception group: the jobs in catalog/ are written not to. Cancelling from outside reaches the
+    block alone, which may need the job to clean up behind itself (a writer gives its keys back).
     """
     failure: BaseException | None = None
+    scope = trio.CancelScope(shield=True)
+
+    async def shielded(task_status: trio.TaskStatus[T]) -> None:
+        with scope:
+            await job(task_status)
+
     async with trio.open_nursery() as nursery:
-        started: T = await nursery.start(job)
+        started: T = await nursery.start(shielded)
         try:
             yield started
         except BaseException as exc:
             failure = exc  # kept, not swallowed: raised again below
-        nursery.cancel_scope.cancel()
+        scope.cancel()
     if failure is not None:
         raise failure
 
