@@ -92,7 +92,9 @@ def test_times_are_those_the_writer_recorded(uploaded: Uploaded, writer: str) ->
 def test_a_tar_of_any_writer_comes_down_again_for_gnu_tar_to_unpack(uploaded: Uploaded) -> None:
     last = FIRST + len(PLAIN + LONG) - 1
     keys = "--first", str(FIRST), "--last", str(last)
-    commands = [["download-tar", name, *keys, "-o", uploaded.folder / f"{name}.down"] for name in GOOD]
+    commands: list[list[str | Path]] = [
+        ["download-tar", name, *keys, "-o", uploaded.folder / f"{name}.down"] for name in GOOD
+    ]
     for name, done in zip(GOOD, uploaded.stack.run_each(commands), strict=True):
         assert done.returncode == 0, done.stderr
         unpacked = uploaded.folder / f"{name}.unpacked"

@@ -256,7 +256,7 @@ async def test_waiting_for_an_index_ends_when_patience_does_and_the_load_goes_on
 
     world.failing.before_each = slow
     async with open_indices(world.cache, world.stores, world.counters, 5) as indices:
-        with pytest.raises(Unavailable, match="index.zst: not ready within 5 s"):
+        with pytest.raises(Unavailable, match=r"index\.zst: not ready within 5 s"):
             await indices.of(world.bucket_id, datarange)
         begun = trio.current_time()
         with pytest.raises(Unavailable, match="within 5 s"):  # the kernel sends lookups one by one
