@@ -15,7 +15,7 @@ import pytest
 
 from tests.e2e.conftest import Library
 from tests.harness.archives import key_name
-from tests.harness.mounts import Stack, refusing, unmount_lazily, until
+from tests.harness.mounts import Stack, refusal, refusing, unmount_lazily, until
 
 
 def mounted(path: Path) -> bool:
@@ -92,9 +92,9 @@ def test_a_mount_in_use_is_not_unmounted_unless_lazily(library: Library) -> None
         assert opened.process.wait(10) == 0
 
 
-def test_unmounting_what_is_not_mounted_is_an_error(stack: Stack, tmp_path: Path) -> None:
-    assert "no datas3tfs is mounted" in stack.refused("umount", tmp_path)
-    assert "no datas3tfs is mounted" in stack.refused("stats", tmp_path / "missing")
+def test_unmounting_what_is_not_mounted_is_an_error(library: Library, tmp_path: Path) -> None:
+    for done in library.stack.run_each([["umount", tmp_path], ["stats", tmp_path / "missing"]]):
+        assert "no datas3tfs is mounted" in refusal(done)
 
 
 def test_after_kill_9_the_same_point_can_be_mounted_again(library: Library) -> None:
@@ -129,11 +129,13 @@ def test_a_second_mount_on_the_same_point_is_refused(library: Library) -> None:
         reads(library, opened.path)
 
 
-@pytest.mark.parametrize("target", ["missing", "file", "file/below"])
-def test_only_a_directory_can_be_mounted_on(library: Library, target: str, tmp_path: Path) -> None:
+def test_only_a_directory_can_be_mounted_on(library: Library, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    message = library.stack.refused("mount", tmp_path / target)
-    assert str(tmp_path / target) in message
+    targets = [tmp_path / name for name in ("missing", "file", "file/below")]
+    for target, done in zip(
+        targets, library.stack.run_each(["mount", target] for target in targets), strict=True
+    ):
+        assert str(target) in refusal(done)
 
 
 def test_a_mount_point_reached_through_a_link_is_found_again(library: Library, tmp_path: Path) -> None:
@@ -141,8 +143,9 @@ def test_a_mount_point_reached_through_a_link_is_found_again(library: Library, t
     link = tmp_path / "a link"
     link.symlink_to(real)
     with library.stack.mount(path=real):
-        assert library.stack.json("stats", link)["mountpoint"] == str(real)
-        library.stack.run("umount", link)
+        shown, unmounted = library.stack.run_each([["stats", link, "--json"], ["umount", link]])
+        assert json.loads(shown.stdout)["mountpoint"] == str(real)
+        assert unmounted.returncode == 0, unmounted.stderr
 
 
 def test_an_unknown_dataset_is_reported(library: Library) -> None:
@@ -151,13 +154,14 @@ def test_an_unknown_dataset_is_reported(library: Library) -> None:
     assert not mounted(point)
 
 
-@pytest.mark.parametrize("words", [["--umask", "9"], ["--nonsense"], []], ids=["umask", "option", "argument"])
-def test_wrong_usage_is_reported_before_anything_happens(library: Library, words: list[str]) -> None:
-    point = [str(library.stack.new_mountpoint())] if words else []
-    done = library.stack.run("mount", *point, *words, check=False)
-    assert done.returncode in (1, 2)
-    assert len(done.stderr.splitlines()) == 1
-    assert "Traceback" not in done.stderr
+def test_wrong_usage_is_reported_before_anything_happens(library: Library) -> None:
+    point = library.stack.new_mountpoint()
+    wrong = (["--umask", "9"], 1), (["--nonsense"], 2), (["--uid", "me"], 2), (["and", "more"], 2)
+    commands: list[list[str | Path]] = [["mount", point, *words] for words, _ in wrong]
+    for done, (_, code) in zip(library.stack.run_each(commands), wrong, strict=True):
+        refusal(done, code)
+    assert "MOUNTPOINT" in library.stack.refused("mount", code=2)
+    assert not mounted(point)
 
 
 # -- as a daemon -----------------------------------------------------------------------------------
@@ -241,8 +245,8 @@ def test_systemd_is_told_when_it_is_ready_and_when_it_stops(library: Library, tm
 def test_stats_show_what_the_mount_has_done(library: Library) -> None:
     with library.stack.mount() as opened:
         reads(library, opened.path)
-        shown = library.stack.json("stats", opened.path)
+        as_json, plain = library.stack.run_each([["stats", opened.path, "--json"], ["stats", opened.path]])
+        shown = json.loads(as_json.stdout)
         assert shown["pid"] == opened.pid
         assert shown["counters"]["fuse.open"] == 1
-        plain = library.stack.run("stats", opened.path).stdout
-        assert any(line.split()[:2] == ["fuse.open", "1"] for line in plain.splitlines())
+        assert any(line.split()[:2] == ["fuse.open", "1"] for line in plain.stdout.splitlines())

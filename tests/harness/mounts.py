@@ -118,8 +118,9 @@ def refusal(done: subprocess.CompletedProcess[str], code: int = 1) -> str:
 
 
 _RUN_EACH = """
-import json, os, sys
+import gc, json, os, sys
 from datas3tfs.cli.main import main
+gc.freeze()  # or every child would copy the memory it looks through
 for line in sys.stdin:
     if (child := os.fork()) == 0:
         for number, name in enumerate(sys.argv[1:], 1):
