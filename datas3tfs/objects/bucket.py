@@ -30,6 +30,9 @@ T = TypeVar("T")
 UploadHandle = str  # S3's UploadId
 PartTag = str  # S3's ETag of a part
 
+# A server says nothing while it puts a large object together; how long to wait for that is decided
+# above (upload.py), by the object's size. The socket must only end some time if nobody waits any more.
+_ASSEMBLY_SILENCE = 900.0
 _BINARY = "application/octet-stream"
 _CANNOT_LIST = frozenset({400, 404, 405, 501})  # rclone: 404 NoSuchUpload where there are none
 
@@ -49,7 +52,8 @@ class Bucket:
         self._settings = settings
         self._counters = counters
         self._calls = calls
-        self._client = Client(spec, settings)
+        self._client = Client(spec, settings, settings.silence)
+        self._patient = Client(spec, settings, _ASSEMBLY_SILENCE)
         self._urls = PresignedUrls(settings.presign_life, settings.presigned_limit)
         self._downloads = Downloads(settings, gets, tls=spec.endpoint_url.startswith("https://"))
 
@@ -57,6 +61,7 @@ class Bucket:
         """Close idle connections."""
         self._downloads.close()
         self._client.close()
+        self._patient.close()
 
     # Reading
 
@@ -108,7 +113,7 @@ class Bucket:
         self._counters.add("s3.multipart")
         parts = [{"PartNumber": number, "ETag": tag} for number, tag in enumerate(tags, start=1)]
         asked: dict[str, Any] = {"Key": key, "UploadId": handle, "MultipartUpload": {"Parts": parts}}
-        await self._call(key, "complete_multipart_upload", **asked)
+        await self._call(key, "complete_multipart_upload", client=self._patient, **asked)
 
     async def abort(self, key: str, handle: UploadHandle) -> None:
         """Drop a multipart upload and its parts; it may be gone already. Raises Unavailable."""
@@ -118,7 +123,7 @@ class Bucket:
     async def unfinished(self, key: str) -> list[UploadHandle]:
         """Return the unfinished multipart uploads of exactly *key*; [] if the server cannot say."""
         found: list[UploadHandle] = []
-        more: dict[str, str] = {}
+        more: dict[str, Any] = {}
         while True:
             self._counters.add("s3.list")
             page = await self._call(key, "list_multipart_uploads", tolerate=_CANNOT_LIST, Prefix=key, **more)
@@ -173,14 +178,20 @@ class Bucket:
         return body
 
     async def _call(
-        self, subject: str, method: str, *, tolerate: frozenset[int] | set[int] = frozenset(), **asked: Any
+        self,
+        subject: str,
+        method: str,
+        *,
+        tolerate: frozenset[int] | set[int] = frozenset(),
+        client: Client | None = None,
+        **asked: Any,
     ) -> dict[str, Any]:
         """Run one boto3 *method* in a thread; an answer with a status in *tolerate* counts as empty."""
 
         def work() -> dict[str, Any]:
             with translated(subject):
                 try:
-                    call = getattr(self._client(), method)
+                    call = getattr((client or self._client)(), method)
                     answer: dict[str, Any] = call(Bucket=self._spec.bucket, **asked)
                 except ClientError as exc:
                     if status_of(exc) not in tolerate:

@@ -34,11 +34,12 @@ _MAKING = threading.Lock()
 
 
 class Client:
-    """A boto3 client that comes into being at its first use."""
+    """A boto3 client that comes into being at its first use; it bears *silence* seconds of silence."""
 
-    def __init__(self, spec: BucketSpec, settings: S3Settings) -> None:
+    def __init__(self, spec: BucketSpec, settings: S3Settings, silence: float) -> None:
         self._spec = spec
         self._settings = settings
+        self._silence = silence
         self._client: Any = None  # boto3 makes its clients' methods at run time: there is no type
 
     def __call__(self) -> Any:
@@ -74,13 +75,13 @@ class Client:
                 aws_access_key_id=self._spec.access_key,
                 aws_secret_access_key=self._spec.secret_key,
                 verify=self._settings.ca_bundle,
-                config=_config(self._settings),
+                config=_config(self._settings, self._silence),
             )
         except ValueError as exc:
             raise Invalid(f"bucket {self._spec.name}: endpoint is not a usable URL") from exc
 
 
-def _config(settings: S3Settings) -> Config:
+def _config(settings: S3Settings, silence: float) -> Config:
     return Config(
         signature_version="s3v4",
         s3={"addressing_style": "path"},
@@ -89,7 +90,7 @@ def _config(settings: S3Settings) -> Config:
         response_checksum_validation="when_required",
         retries={"total_max_attempts": 1},  # ours are in retries.py
         connect_timeout=settings.connect_timeout,
-        read_timeout=settings.silence,
+        read_timeout=silence,
         max_pool_connections=settings.parallel_calls,
         proxies={},  # the data path knows none either
     )
