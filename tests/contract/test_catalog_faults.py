@@ -183,7 +183,9 @@ async def test_changes_survive_a_restart_with_one_warning(
         with trio.fail_after(10):
             await feed.wait()
             own.stop()
-            while "changes are not seen" not in caplog.text:
+            for _ in range(400):  # until the feed has noticed
+                if "changes are not seen" in caplog.text:
+                    break
                 await trio.sleep(settings.poll_unproven)
             for _ in range(5):  # polls that fail meanwhile
                 with pytest.raises(Unavailable):
