@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -37,9 +38,8 @@ def peak_memory_of(stack: Stack, *words: str | Path) -> int:
     peak = 0
     while process.poll() is None:
         status = Path(f"/proc/{process.pid}/status").read_text()
-        peak = max(
-            [peak, *(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))]
-        )
+        if found := re.search(r"VmHWM:\s+(\d+) kB", status):
+            peak = max(peak, int(found[1]))
         with suppress(subprocess.TimeoutExpired):
             process.wait(0.05)
     assert process.returncode == 0
