@@ -97,6 +97,8 @@ class _Feed:
                 elif trio.current_time() > proven_at + self._settings.poll_proven:
                     proven_at = trio.current_time()
                     lost.set()  # deaf for long while Postgres answers: listen on a new connection
+            if self._lost.is_set():  # perhaps just after it was proven: then nothing would wake us
+                interval = self._settings.poll_unproven
             await self._sleep_until(started + interval)
 
     async def _poll(self) -> str | None:
