@@ -4,8 +4,10 @@
     ├── NotFound      the thing named does not exist: name another
     ├── Conflict      somebody else has it, or it has changed meanwhile: choose another or look again
     ├── Invalid       what was given breaks a rule of the product: correct it
+    │   └── Forbidden     … whatever is given: datapoints that are committed stay as they are
     ├── Corrupt       stored bytes are not what they must be: restore them; retrying does not help
     └── Unavailable   S3 or Postgres did not answer in time or said no: try again later
+        └── Full          no room in the journal: wait until it is committed, or give it more
 
 The message is for a person: one line, names the thing, never contains a secret. Adapters translate
 their library's exceptions into these (`raise … from exc`); nothing above an adapter catches a
@@ -35,3 +37,11 @@ class Corrupt(Datas3tError):
 
 class Unavailable(Datas3tError):
     """S3 or Postgres did not answer in time, or refused."""
+
+
+class Forbidden(Invalid):
+    """The product never does this, whatever is given."""
+
+
+class Full(Unavailable):
+    """The journal's disk or quota has no room left."""

@@ -1,16 +1,18 @@
 """What the engine needs from the outside world, in words of the product.
 
-Adapters (catalog/, objects/, cache/) implement these Protocols; tests bring in-memory twins. Every
-method is a coroutine that may wait, is cancellable, and raises errors of datas3tfs.errors only:
-Unavailable whenever Postgres, S3 or the disk did not answer in time or refused.
+Adapters (catalog/, objects/, cache/, journal/) implement these Protocols; tests bring in-memory twins.
+Every method is a coroutine that may wait, is cancellable, and raises errors of datas3tfs.errors only:
+Unavailable whenever Postgres, S3 or the disk did not answer in time or refused. JournalStore alone is
+different: a local write takes less time than a switch to a thread.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
+from datas3tfs.core.journalrecords import EntryId, Place, Record
 from datas3tfs.core.model import (
     Bucket,
     BucketId,
@@ -19,6 +21,9 @@ from datas3tfs.core.model import (
     Dataset,
     DatasetId,
     Doomed,
+    Holder,
+    HolderId,
+    Lease,
     Upload,
     UploadId,
     UploadIntent,
@@ -76,6 +81,14 @@ class Registry(Protocol):
         """Create an empty dataset. Raises Conflict (name taken), NotFound (bucket), Invalid."""
         ...
 
+    async def remove_dataset(self, dataset_id: DatasetId) -> None:
+        """Remove an empty dataset. Raises Conflict (a key of it is committed, claimed or leased), NotFound."""
+        ...
+
+    async def installation(self) -> str:
+        """Return the UUID that names this catalog for ever, in its usual form."""
+        ...
+
 
 class Uploads(Protocol):
     """From intent to published datarange; each method is one transaction."""
@@ -83,8 +96,9 @@ class Uploads(Protocol):
     async def begin(self, intent: UploadIntent, *, fresh: bool = False) -> Upload:
         """Record *intent*: claim its keys and name two objects never used before in that bucket.
 
-        *fresh* skips the name without a generation (the writer found an object there).
-        Raises Conflict (a key is committed or claimed), NotFound (dataset), Invalid (impossible keys).
+        Keys that the intent's holder has leased pass from the leases to the upload; keys nobody has
+        taken are claimed as well. *fresh* skips the name without a generation (the writer found an
+        object there). Raises Conflict (a key is committed or claimed), NotFound (dataset), Invalid (impossible keys).
         """
         ...
 
@@ -104,12 +118,68 @@ class Uploads(Protocol):
         ...
 
     async def abandon(self, upload_id: UploadId) -> None:
-        """Forget the intent, free its keys and, if it was confirmed, doom both objects. Does nothing
-        if it is gone."""
+        """Forget the intent, free its keys (or, if it has a holder, give them back as one accepted
+        lease) and, if it was confirmed, doom both objects. Does nothing if it is gone."""
         ...
 
     async def abandon_expired(self) -> int:
         """Abandon every upload whose writer has stopped renewing it; return how many."""
+        ...
+
+    async def abandon_all(self, holder: HolderId) -> int:
+        """Abandon every upload of *holder*, expired or not; return how many. For the journal's owner
+        after a crash, who knows that nobody is writing them any more."""
+        ...
+
+    async def published(self, upload_id: UploadId) -> Datarange | None:
+        """Return the datarange that came from the upload; None if it was not published, or is gone."""
+        ...
+
+
+class Leases(Protocol):
+    """Keys that journals hold before they are committed; each method is one transaction.
+
+    All leases of a holder expire together, if it is not enrolled again in time. An expired lease that is
+    not accepted may be taken over by anybody; an accepted one never.
+    """
+
+    async def enrol(self, holder: HolderId, place: str) -> None:
+        """Make the journal at *place* known as *holder*, or put off its expiry."""
+        ...
+
+    async def take(
+        self, holder: HolderId, dataset_id: DatasetId, wanted: Span, *, accepted: bool = False
+    ) -> Lease:
+        """Lease the first key of *wanted* and as many of the following as are free, as one lease.
+
+        If *holder* has the first key already, its lease is returned, made accepted if that is asked.
+        Raises Conflict (the first key is taken by somebody else), NotFound (dataset, holder), Invalid.
+        """
+        ...
+
+    async def accept(self, holder: HolderId, dataset_id: DatasetId, key: int) -> None:
+        """Make the lease that holds *key* accepted. Raises Conflict if *holder* does not hold it."""
+        ...
+
+    async def release(self, holder: HolderId, dataset_id: DatasetId, keys: Span) -> None:
+        """Free what *holder* leases of *keys*; parts of leases outside of them stay."""
+        ...
+
+    async def held(self, holder: HolderId) -> list[Lease]:
+        """Return the leases of *holder*, by dataset and key; [] if it is unknown."""
+        ...
+
+    async def holders(self) -> list[Holder]:
+        """Return all journals that are known, by place."""
+        ...
+
+    async def dismiss(self, holder: HolderId) -> None:
+        """Free all that *holder* leases, accepted or not, and forget it; it may be unknown."""
+        ...
+
+    async def drop_expired(self) -> int:
+        """Free expired leases that are not accepted, and forget expired holders without any; return how
+        many keys were freed."""
         ...
 
 
@@ -182,4 +252,104 @@ class IndexCache(Protocol):
 
     async def discard(self, key: str) -> None:
         """Forget an entry; it may be absent."""
+        ...
+
+
+class JournalContent(Protocol):
+    """The content of one uncommitted file, in a file of its own. Not coroutines; see JournalStore."""
+
+    def write(self, offset: int, data: bytes | memoryview) -> None:
+        """Write all of *data*. Raises Full, Unavailable; a part may have been written."""
+        ...
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Return up to *size* bytes; fewer only at the end. Raises Unavailable."""
+        ...
+
+    def truncate(self, size: int) -> None:
+        """Make it *size* bytes long; new bytes are zeros. Raises Full, Unavailable."""
+        ...
+
+    def size(self) -> int:
+        """Return its length in bytes."""
+        ...
+
+    def sync(self) -> None:
+        """Make it survive a loss of power. Blocks for long: call it in a thread. Raises Unavailable."""
+        ...
+
+    def remove(self) -> None:
+        """Take it off the disk; it stays readable and writable until closed."""
+        ...
+
+    def close(self) -> None:
+        """Close it; nothing may be called any more."""
+        ...
+
+
+class JournalStore(Protocol):
+    """A journal's directory: a log of records, and files for large content. Exclusive to one process.
+
+    Nothing here is a coroutine: a call is a few system calls on local files. `append` returns when the
+    record would survive SIGKILL; only `sync` blocks for long, to make it survive a loss of power.
+    """
+
+    @property
+    def holder(self) -> HolderId:
+        """The journal's name for ever, under which it holds leases."""
+        ...
+
+    @property
+    def place(self) -> str:
+        """Where it is, for people: "host:/directory"."""
+        ...
+
+    @property
+    def log_bytes(self) -> int:
+        """Bytes of the log on disk, live or not."""
+        ...
+
+    def records(self) -> Iterator[tuple[Record, Place]]:
+        """Yield all records found when it was opened, oldest first, each with the place it occupies.
+        Accepted records come without their inline content; `read` has it."""
+        ...
+
+    def append(self, record: Record) -> Place:
+        """Append a record; return its place. Raises Full, Unavailable; the log is as before then."""
+        ...
+
+    def read(self, place: Place, offset: int, size: int) -> bytes:
+        """Return up to *size* bytes of the content inside the Accepted record at *place*, from *offset*
+        on; fewer only at the end. Raises Unavailable."""
+        ...
+
+    def drop(self, place: Place) -> None:
+        """Say that the Accepted record at *place* is not needed any more. The oldest segments are
+        deleted as soon as nothing in them is."""
+        ...
+
+    def oldest(self) -> int | None:
+        """Return the number of the oldest segment that only records still needed keep on disk, the one
+        being appended to excepted: append those again, drop the old places, and it goes."""
+        ...
+
+    def create_content(self, entry: EntryId) -> JournalContent:
+        """Make the (empty) content file of an entry. Raises Full, Unavailable."""
+        ...
+
+    def open_content(self, entry: EntryId) -> JournalContent:
+        """Open the content file of an entry. Raises NotFound, Unavailable."""
+        ...
+
+    def contents(self) -> list[EntryId]:
+        """Return which entries have a content file."""
+        ...
+
+    def free_bytes(self) -> int:
+        """Return how many bytes its disk has left for us."""
+        ...
+
+    def sync(self) -> None:
+        """Make all that was appended survive a loss of power. Blocks for long: call it in a thread.
+        Raises Unavailable."""
         ...

@@ -14,6 +14,7 @@ BucketId = NewType("BucketId", int)
 DatasetId = NewType("DatasetId", int)
 DatarangeId = NewType("DatarangeId", int)
 UploadId = NewType("UploadId", int)
+HolderId = NewType("HolderId", str)  # a journal's UUID in its usual form: who holds leases
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +87,7 @@ class UploadIntent:
     dataset_id: DatasetId
     keys: Span
     size: int  # bytes of the TAR object
+    holder: HolderId | None = None  # whose leases the keys come from, and go back to if it is abandoned
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,3 +108,26 @@ class Doomed:
     id: int
     bucket_id: BucketId
     object_key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """Keys that a journal holds before there is a datarange of them. *accepted*: it may hold data that
+    somebody was told is safe, so that nobody else may ever take the keys."""
+
+    dataset_id: DatasetId
+    keys: Span
+    accepted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """A journal that holds leases, for people to look at."""
+
+    id: HolderId
+    place: str  # "host:/directory"
+    expired: bool  # not renewed for a while: its mount is dead, or cut off
+    renewed_ns: int  # when it was last heard of, nanoseconds since the epoch
+    leases: int
+    keys: int  # how many keys they hold
+    accepted_keys: int  # … of which in accepted leases
