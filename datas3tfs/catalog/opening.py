@@ -1,4 +1,4 @@
-"""The composition of this adapter: one database, four ports."""
+"""The composition of this adapter: one database, five ports."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from datas3tfs.catalog.connecting import checked_url
 from datas3tfs.catalog.crypto import Cipher
 from datas3tfs.catalog.database import Database
 from datas3tfs.catalog.graveyard import PostgresGraveyard
+from datas3tfs.catalog.leases import PostgresLeases
 from datas3tfs.catalog.reader import PostgresReader
 from datas3tfs.catalog.registry import PostgresRegistry
 from datas3tfs.catalog.settings import CatalogSettings
 from datas3tfs.catalog.uploads import PostgresUploads
 from datas3tfs.core.counters import Counters
-from datas3tfs.ports import CatalogReader, Graveyard, Registry, Uploads
+from datas3tfs.ports import CatalogReader, Graveyard, Leases, Registry, Uploads
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,7 @@ class Catalog:
     reader: CatalogReader
     registry: Registry
     uploads: Uploads
+    leases: Leases
     graveyard: Graveyard
 
 
@@ -49,6 +51,7 @@ async def open_catalog(
                 PostgresReader(database, cipher),
                 PostgresRegistry(database, cipher),
                 PostgresUploads(database),
+                PostgresLeases(database),
                 PostgresGraveyard(database),
             )
         finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from itertools import pairwise
+from uuid import UUID
 
 import asyncpg
 
@@ -16,6 +17,9 @@ from datas3tfs.core.model import (
     Dataset,
     DatasetId,
     Doomed,
+    Holder,
+    HolderId,
+    Lease,
 )
 from datas3tfs.core.names import KEY_LIMIT, check_label, printable
 from datas3tfs.core.spans import Span
@@ -93,6 +97,37 @@ def doomed(row: Row) -> Doomed:
     return Doomed(
         id=row["id"], bucket_id=BucketId(row["s3_bucket_id"]), object_key=object_key(row["object_key"])
     )
+
+
+def lease(dataset_id: DatasetId, row: Row) -> Lease:
+    """Return a row with a lease's keys as a Lease. Raises Corrupt if it cannot be one."""
+    first, last = row["first_key"], row["last_key"]
+    if not 0 <= first <= last < KEY_LIMIT:
+        raise Corrupt(f"a lease of dataset {dataset_id} in Postgres has keys {first} to {last}")
+    return Lease(dataset_id=dataset_id, keys=Span(first, last + 1), accepted=row["accepted"])
+
+
+def holder(row: Row) -> Holder:
+    """Return a row of the holders query as a Holder."""
+    return Holder(
+        id=HolderId(str(row["id"])),
+        place=printable(row["place"]),
+        expired=row["expired"],
+        renewed_ns=nanoseconds(row["renewed_at"]),
+        leases=row["leases"],
+        keys=int(row["keys"]),
+        accepted_keys=int(row["accepted_keys"]),
+    )
+
+
+def check_holder(text: HolderId) -> None:
+    """Raise Invalid if *text* is not a UUID in its usual form."""
+    try:
+        usual: str | None = str(UUID(text))
+    except ValueError:
+        usual = None
+    if text != usual:
+        raise Invalid(f"{printable(text)}: not the id of a journal")
 
 
 def object_key(text: str) -> str:

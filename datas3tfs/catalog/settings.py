@@ -12,6 +12,7 @@ class CatalogSettings:
     operation_limit: float = 30.0  # of a whole operation, connecting and retrying included
     connections: int = 8  # at most, besides one for each subscription to changes
     upload_lifetime: float = 600.0  # how long an upload stands without being renewed
+    lease_lifetime: float = 600.0  # how long a journal's leases stand without its being enrolled again
     poll_proven: float = 15.0  # between polls while notifications are known to arrive
     poll_unproven: float = 1.0  # between polls otherwise: the port promises changes within a second
     reconnect_first: float = 0.1  # pause before connecting again, doubled each time …

@@ -1,34 +1,29 @@
 """ports.Uploads on Postgres: each method is one transaction, and may be repeated when its outcome is unknown.
 
-Order of locks: an upload's row, then its dataset's row, then claims. begin() has no upload row yet. No state.
+Locks are taken in the order of claims.py. No state.
 """
 
 from __future__ import annotations
 
 from datetime import timedelta
 
-from datas3tfs.catalog import rows
+from datas3tfs.catalog import claims, rows
 from datas3tfs.catalog.database import Database, Row, Session
-from datas3tfs.core.model import BucketId, Datarange, Upload, UploadId, UploadIntent
+from datas3tfs.core.model import BucketId, Datarange, HolderId, Upload, UploadId, UploadIntent
 from datas3tfs.core.names import KEY_LIMIT, data_object_key, index_object_key
-from datas3tfs.errors import Conflict, Invalid, NotFound
+from datas3tfs.errors import Conflict, Invalid
 
 _SWEEP_AT_ONCE = 100  # uploads per transaction of abandon_expired
 
-# A writer frozen between two statements must not keep a dataset's row locked for ever.
-_BOUND_IDLENESS = "SELECT set_config('idle_in_transaction_session_timeout', '60s', true)"
-# One begin per dataset at a time: otherwise overlapping ones deadlock in the exclusion constraint and cost
-# a deadlock_timeout each. Also: whoever holds this row sees the outcome of every begin before it.
-_LOCK_DATASET = "SELECT name, s3_bucket_id FROM datasets WHERE id = $1 FOR NO KEY UPDATE"
-_CLAIM = "INSERT INTO key_claims (dataset_id, first_key, last_key) VALUES ($1, $2, $3) RETURNING id"
 _TAKE_NAME = """
     INSERT INTO object_names (s3_bucket_id, object_key) VALUES ($1, $2) ON CONFLICT DO NOTHING RETURNING true
 """
 _GENERATION = "SELECT nextval('object_generations')"
 _RECORD = """
     INSERT INTO datarange_uploads (dataset_id, claim_id, data_object_key, index_object_key,
-                                   first_datapoint_index, number_of_datapoints, data_size, expires_at)
-    VALUES ($1, $2, $3, $4, $5, $6, $7, now() + $8) RETURNING id
+                                   first_datapoint_index, number_of_datapoints, data_size, expires_at,
+                                   lease_holder)
+    VALUES ($1, $2, $3, $4, $5, $6, $7, now() + $8, $9) RETURNING id
 """
 _STANDS = "SELECT true FROM datarange_uploads WHERE id = $1"
 _CONFIRM = "UPDATE datarange_uploads SET confirmed = true WHERE id = $1 RETURNING true"
@@ -40,13 +35,18 @@ _PUBLISH = """
     VALUES ($1, $2, $3, $4, $5, $6, $7, $8) RETURNING *
 """
 _PUBLISHED = "SELECT * FROM dataranges WHERE datarange_upload_id = $1"
+# Keys with a holder stay claimed throughout: in one statement, the lease takes over the upload's claim.
 _ABANDON = """
     WITH gone AS (
         DELETE FROM datarange_uploads u USING datasets d
         WHERE d.id = u.dataset_id AND u.id IN ({which})
-        RETURNING u.claim_id, u.data_object_key, u.index_object_key, u.confirmed, d.s3_bucket_id
+        RETURNING u.*, d.s3_bucket_id
+    ), kept AS (
+        INSERT INTO key_leases (dataset_id, claim_id, first_key, last_key, holder, accepted)
+        SELECT dataset_id, claim_id, first_datapoint_index, last_datapoint_index, lease_holder, true
+        FROM gone WHERE lease_holder IS NOT NULL
     ), freed AS (
-        DELETE FROM key_claims WHERE id IN (SELECT claim_id FROM gone)
+        DELETE FROM key_claims WHERE id IN (SELECT claim_id FROM gone WHERE lease_holder IS NULL)
     ), doomed AS (
         INSERT INTO objects_to_delete (s3_bucket_id, object_key)
         SELECT s3_bucket_id, unnest(ARRAY[data_object_key, index_object_key]) FROM gone WHERE confirmed
@@ -56,9 +56,24 @@ _ABANDON = """
 _ABANDON_ONE = _ABANDON.format(which="$1")
 _ABANDON_EXPIRED = _ABANDON.format(
     which="""
-        SELECT id FROM datarange_uploads WHERE expires_at < now() ORDER BY id LIMIT $1 FOR UPDATE SKIP LOCKED
+        SELECT id FROM datarange_uploads
+        WHERE expires_at < now() AND (lease_holder IS NULL OR lease_holder = ANY($2::uuid[]))
+        ORDER BY id LIMIT $1 FOR UPDATE SKIP LOCKED
     """
 )
+_ABANDON_ALL = _ABANDON.format(
+    which="SELECT id FROM datarange_uploads WHERE lease_holder = $1 ORDER BY id FOR UPDATE"
+)
+ABANDON_THESE = _ABANDON.format(which="SELECT unnest($1::bigint[])")  # for leases.py, which has the locks
+_LOCK_ITS_HOLDER = """
+    SELECT true FROM lease_holders WHERE id = (SELECT lease_holder FROM datarange_uploads WHERE id = $1)
+    FOR KEY SHARE
+"""
+_LOCK_HOLDERS_OF_EXPIRED = """
+    SELECT id FROM lease_holders
+    WHERE id IN (SELECT lease_holder FROM datarange_uploads WHERE expires_at < now())
+    FOR KEY SHARE SKIP LOCKED
+"""
 
 
 class _Begin:
@@ -72,13 +87,15 @@ class _Begin:
 
     async def __call__(self, session: Session) -> Upload:
         intent = self._intent
-        await session.value(_BOUND_IDLENESS)
-        dataset = await session.row(_LOCK_DATASET, intent.dataset_id)
-        if dataset is None:
-            raise NotFound(f"dataset {intent.dataset_id}: there is none of this id")
+        await claims.bound_idleness(session)
+        if intent.holder is not None:
+            await claims.lock_known_holder(session, intent.holder)
+        dataset = await claims.lock_known_dataset(session, intent.dataset_id)
         if self._made is not None and await session.value(_STANDS, self._made.id):
             return self._made
-        claim_id = await session.value(_CLAIM, intent.dataset_id, intent.keys.start, intent.keys.last)
+        if intent.holder is not None:
+            await claims.carve(session, intent.holder, intent.dataset_id, intent.keys)
+        claim_id = await claims.claim(session, intent.dataset_id, intent.keys)
         data_key = await self._name(session, dataset)
         self._made = await self._record(session, dataset, claim_id, data_key)
         return self._made
@@ -100,7 +117,7 @@ class _Begin:
         intent, index_key = self._intent, index_object_key(data_key)
         what = intent.keys.start, intent.keys.length, intent.size
         upload_id = await session.value(
-            _RECORD, intent.dataset_id, claim_id, data_key, index_key, *what, self._lifetime
+            _RECORD, intent.dataset_id, claim_id, data_key, index_key, *what, self._lifetime, intent.holder
         )
         return Upload(UploadId(upload_id), intent, BucketId(dataset["s3_bucket_id"]), data_key, index_key)
 
@@ -115,13 +132,16 @@ class PostgresUploads:
     async def begin(self, intent: UploadIntent, *, fresh: bool = False) -> Upload:
         """Record *intent*: claim its keys and name two objects never used before in that bucket.
 
-        Raises Conflict (a key is committed or claimed), NotFound (dataset), Invalid (keys that cannot be).
+        Keys that the intent's holder has leased pass from the leases to the upload. Raises Conflict (a key
+        is committed or claimed), NotFound (dataset, holder), Invalid (keys that cannot be).
         """
         keys = intent.keys
         if not keys or keys.start < 0 or keys.stop > KEY_LIMIT or keys.length >= KEY_LIMIT:
             raise Invalid(f"keys from {keys.start} to before {keys.stop} cannot be uploaded")
         if not 0 <= intent.size < 2**63:
             raise Invalid(f"{intent.size} is not the size of an object")
+        if intent.holder is not None:
+            rows.check_holder(intent.holder)
         what = f"keys {keys.start} to {keys.last} of dataset {intent.dataset_id}"
         return await self._database.change(what, _Begin(intent, fresh, self._lifetime), repeat=True)
 
@@ -151,7 +171,7 @@ class PostgresUploads:
         """
 
         async def work(session: Session) -> Row | None:
-            await session.value(_BOUND_IDLENESS)
+            await claims.bound_idleness(session)
             intent = await session.row(_TAKE_INTENT, upload_id)
             if intent is None:
                 return await session.row(_PUBLISHED, upload_id)
@@ -173,12 +193,15 @@ class PostgresUploads:
         return rows.datarange(row)
 
     async def abandon(self, upload_id: UploadId) -> None:
-        """Forget the intent, free its keys and, if it was confirmed, doom both objects.
+        """Forget the intent, free its keys or give them back to its holder, as one accepted lease, and, if
+        it was confirmed, doom both objects.
 
         Does nothing if it is gone.
         """
 
         async def work(session: Session) -> None:
+            await claims.bound_idleness(session)
+            await session.value(_LOCK_ITS_HOLDER, upload_id)
             await session.value(_ABANDON_ONE, upload_id)
 
         await self._database.change(f"upload {upload_id}", work, repeat=True)
@@ -190,7 +213,9 @@ class PostgresUploads:
         """
 
         async def work(session: Session) -> int:
-            count: int = await session.value(_ABANDON_EXPIRED, _SWEEP_AT_ONCE)
+            await claims.bound_idleness(session)
+            holders = [row["id"] for row in await session.rows(_LOCK_HOLDERS_OF_EXPIRED)]
+            count: int = await session.value(_ABANDON_EXPIRED, _SWEEP_AT_ONCE, holders)
             return count
 
         total = 0
@@ -199,6 +224,28 @@ class PostgresUploads:
             total += swept
             if swept < _SWEEP_AT_ONCE:
                 return total
+
+    async def abandon_all(self, holder: HolderId) -> int:
+        """Abandon every upload of *holder*, expired or not; return how many."""
+        rows.check_holder(holder)
+
+        async def work(session: Session) -> int:
+            await claims.bound_idleness(session)
+            if not await claims.lock_holder(session, holder):
+                return 0
+            count: int = await session.value(_ABANDON_ALL, holder)
+            return count
+
+        return await self._database.change(f"uploads of journal {holder}", work, repeat=True)
+
+    async def published(self, upload_id: UploadId) -> Datarange | None:
+        """Return the datarange that came from the upload; None if there is none. Raises Corrupt."""
+
+        async def work(session: Session) -> Row | None:
+            return await session.row(_PUBLISHED, upload_id)
+
+        row = await self._database.read(f"upload {upload_id}", work)
+        return None if row is None else rows.datarange(row)
 
 
 def _gone(upload_id: UploadId) -> Conflict:

@@ -242,7 +242,8 @@ def _writer(services: Services) -> Writer:
 async def _sweep(services: Services) -> None:
     """Clear away what writers that died have left, so that the keys they held are free; not for long."""
     with trio.move_on_after(_SWEEP_SECONDS):
-        await sweep(services.catalog.uploads, services.catalog.graveyard, services.stores)
+        catalog = services.catalog
+        await sweep(catalog.uploads, catalog.leases, catalog.graveyard, services.stores)
 
 
 @contextmanager

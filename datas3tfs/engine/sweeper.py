@@ -1,4 +1,4 @@
-"""Repair what writers left half-done: expire their intents, delete doomed objects.
+"""Repair what writers left half-done: expire their intents and leases, delete doomed objects.
 
 Safe to run anywhere, any number of times, beside everything else: an intent's row is deleted before
 its objects are, and a writer that is merely slow finds its intent gone and cannot publish.
@@ -12,7 +12,7 @@ import trio
 
 from datas3tfs.core.model import BucketId
 from datas3tfs.errors import Datas3tError
-from datas3tfs.ports import Graveyard, Stores, Uploads
+from datas3tfs.ports import Graveyard, Leases, Stores, Uploads
 
 log = logging.getLogger(__name__)
 
@@ -20,12 +20,13 @@ _BATCH = 1000
 _RECORD_SECONDS = 5.0  # to strike off what was deleted when the sweep itself is cut short
 
 
-async def sweep(uploads: Uploads, graveyard: Graveyard, stores: Stores) -> int:
-    """Abandon expired intents and delete doomed objects; return how many objects went.
+async def sweep(uploads: Uploads, leases: Leases, graveyard: Graveyard, stores: Stores) -> int:
+    """Abandon expired intents, drop expired leases, delete doomed objects; return how many objects went.
 
     An object that cannot be deleted now stays on the list. Raises Unavailable if Postgres is away.
     """
     await uploads.abandon_expired()
+    await leases.drop_expired()
     deleted: list[int] = []
     away: set[BucketId] = set()
     try:

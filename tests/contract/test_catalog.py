@@ -2,77 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack
-from dataclasses import dataclass, replace
-from typing import cast
+from dataclasses import replace
 
 import pytest
 import trio
 
-from datas3tfs.catalog import Catalog, CatalogSettings, generate_key, open_catalog
-from datas3tfs.core.counters import Counters
-from datas3tfs.core.model import BucketId, BucketSpec, DatasetId, Upload, UploadId, UploadIntent
+from datas3tfs.core.model import BucketId, DatasetId, Upload, UploadIntent
 from datas3tfs.core.names import KEY_LIMIT, parse_data_object_key
 from datas3tfs.core.spans import Span
-from datas3tfs.errors import Conflict, Datas3tError, Invalid, NotFound
-from tests.harness.memory_catalog import MemoryCatalog
-from tests.harness.postgres import PostgresServer
-
-SPEC = BucketSpec("store", "http://127.0.0.1:9000", "bucket-1", "ACCESS", "SECRET", region="eu-central-1")
-
-
-@dataclass(frozen=True, slots=True)
-class World:
-    """A catalog, seen over two sets of connections, with a bucket and a dataset in it."""
-
-    here: Catalog
-    there: Catalog
-    dataset_id: DatasetId
-    expire: Callable[[UploadId], None]
-
-    async def begin(self, start: int, stop: int, *, fresh: bool = False) -> Upload:
-        """Begin an upload of keys to the dataset."""
-        intent = UploadIntent(self.dataset_id, Span(start, stop), size=512)
-        return await self.here.uploads.begin(intent, fresh=fresh)
-
-
-@pytest.fixture(params=["memory", "embedded", "system"])
-def place(request: pytest.FixtureRequest) -> Iterator[tuple[PostgresServer, str] | None]:
-    if request.param == "memory":
-        yield None
-        return
-    server = cast("PostgresServer", request.getfixturevalue(f"{request.param}_postgres"))
-    with server.database() as url:
-        yield server, url
-
-
-@pytest.fixture
-async def world(place: tuple[PostgresServer, str] | None) -> AsyncIterator[World]:
-    async with AsyncExitStack() as stack:
-        if place is None:
-            memory = MemoryCatalog()
-            here = there = Catalog(memory, memory, memory, memory)
-            expire = memory.expire
-        else:
-            server, url = place
-            key = generate_key()
-            # Only notifications can bring news: the first poll is also the last.
-            settings = CatalogSettings(poll_proven=3600, poll_unproven=3600)
-            here, there = [
-                await stack.enter_async_context(open_catalog(url, key, Counters(), settings))
-                for _ in range(2)
-            ]
-
-            def expire(upload_id: UploadId) -> None:
-                past = "now() - interval '1 second'"
-                database = url.rpartition("/")[2]
-                server.sql(
-                    database, f"UPDATE datarange_uploads SET expires_at = {past} WHERE id = {upload_id}"
-                )
-
-        await here.registry.add_bucket(SPEC)
-        yield World(here, there, await here.registry.add_dataset("cats", "store"), expire)
+from datas3tfs.errors import Conflict, Invalid, NotFound
+from tests.harness.catalogs import SPEC, World, outcome
 
 
 async def test_buckets_are_listed_without_and_read_with_credentials(world: World) -> None:
@@ -165,14 +104,6 @@ async def test_impossible_intents_are_refused(world: World) -> None:
             await world.begin(start, stop)
     with pytest.raises(NotFound):
         await world.here.uploads.begin(UploadIntent(DatasetId(10**9), Span(0, 1), 0))
-
-
-async def outcome(call: Callable[[], Awaitable[object]]) -> str:
-    try:
-        await call()
-    except Datas3tError as exc:
-        return type(exc).__name__
-    return "done"
 
 
 async def test_of_fifty_overlapping_begins_one_wins(world: World) -> None:

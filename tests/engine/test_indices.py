@@ -281,8 +281,8 @@ async def test_an_index_of_pax_headers_reads_with_its_true_block_counts() -> Non
     world.store.objects[datarange.index_key] = encode_index_file(
         builder.finish(first=0, object_size=len(body))
     )
-    world.catalog.published = {
-        upload: replace(published, size=len(body)) for upload, published in world.catalog.published.items()
+    world.catalog.committed = {
+        upload: replace(published, size=len(body)) for upload, published in world.catalog.committed.items()
     }
     async with open_mounted(world) as mounted:
         assert await mounted.read(1) == b"defg"

@@ -24,7 +24,7 @@ async def visible(world: World) -> list[Span]:
 
 
 async def swept(world: World) -> None:
-    await sweep(world.catalog, world.catalog, world.stores)
+    await sweep(world.catalog, world.catalog, world.catalog, world.stores)
 
 
 async def test_a_committed_datarange_is_visible_and_leaves_no_intent() -> None:

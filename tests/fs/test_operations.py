@@ -295,9 +295,9 @@ class Twins:
         held.update(items)
 
     async def _remove(self, step: Remove) -> None:
-        if not self.world.catalog.published:
+        if not self.world.catalog.committed:
             return
-        dataranges = list(self.world.catalog.published.values())
+        dataranges = list(self.world.catalog.committed.values())
         gone = dataranges[step.number % len(dataranges)]
         held = self.model[self.world.catalog.all_datasets[gone.dataset_id].name]
         for key in range(gone.keys.start, gone.keys.stop):
@@ -530,7 +530,7 @@ async def test_handles_that_are_not_open_are_refused() -> None:
 async def test_an_open_file_reads_on_when_its_datarange_has_gone() -> None:
     async with small() as (world, kernel, inner):
         info = await kernel.open(inode := await kernel.inode(b"photos", SEVEN))
-        (datarange,) = world.catalog.published.values()
+        (datarange,) = world.catalog.committed.values()
         world.catalog.remove(datarange.id)
         await inner.snapshots.refresh()
         assert bytes(await kernel.operations.read(info.fh, 0, 99999)) == b"seven" * 1000
@@ -542,7 +542,7 @@ async def test_an_open_file_reads_on_when_its_datarange_has_gone() -> None:
 async def test_a_key_that_comes_again_is_another_generation_of_its_inode() -> None:
     async with small() as (world, kernel, inner):
         before = await kernel.lookup(await kernel.inode(b"photos"), SEVEN)
-        (datarange,) = world.catalog.published.values()
+        (datarange,) = world.catalog.committed.values()
         world.catalog.remove(datarange.id)
         await commit(world, "photos", 7, [Item(b"another seven")])
         await inner.snapshots.refresh()
@@ -600,7 +600,7 @@ async def test_damaged_content_is_eio_and_one_line_that_names_object_and_datapoi
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async with small() as (world, kernel, _):
-        (datarange,) = world.catalog.published.values()
+        (datarange,) = world.catalog.committed.values()
         body = world.store.objects[datarange.data_key]
         world.store.objects[datarange.data_key] = body.replace(b"five", b"fire")
         inode = await kernel.inode(b"photos", FIVE)

@@ -1,13 +1,15 @@
-"""The catalog's four ports in memory: a twin of Postgres for tests of the engine.
+"""The catalog's five ports in memory: a twin of Postgres for tests of the engine.
 
-It answers to the same contract suite as the real one (tests/contract/test_catalog.py). Not for time
-limits, outages or hostile rows. No method waits but at trio's checkpoint, so each is one transaction.
+It answers to the same contract suite as the real one (tests/contract/test_catalog.py, test_leases.py).
+Not for time limits, outages or hostile rows. No method waits but at trio's checkpoint, so each is one
+transaction. Who leases what is in memory_leases.py.
 """
 
 from __future__ import annotations
 
 import itertools
 import time
+import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
@@ -23,6 +25,9 @@ from datas3tfs.core.model import (
     Dataset,
     DatasetId,
     Doomed,
+    Holder,
+    HolderId,
+    Lease,
     Upload,
     UploadId,
     UploadIntent,
@@ -30,7 +35,8 @@ from datas3tfs.core.model import (
 from datas3tfs.core.names import KEY_LIMIT, check_label, data_object_key, index_object_key
 from datas3tfs.core.spans import Span
 from datas3tfs.errors import Conflict, Invalid, NotFound
-from datas3tfs.ports import CatalogReader, ChangeFeed, Graveyard, Registry, Uploads
+from datas3tfs.ports import CatalogReader, ChangeFeed, Graveyard, Leases, Registry, Uploads
+from tests.harness.memory_leases import LeaseBook, check_holder
 
 
 class MemoryFeed:
@@ -67,18 +73,24 @@ class _Pending:
 
 
 class MemoryCatalog:
-    """All four ports at once, also by name like catalog.Catalog; the attributes are for tests to look at."""
+    """All five ports at once, also by name like catalog.Catalog; the attributes are for tests to look at."""
 
     def __init__(
-        self, *, upload_lifetime: float = 600.0, clock: Callable[[], float] = trio.current_time
+        self,
+        *,
+        upload_lifetime: float = 600.0,
+        lease_lifetime: float = 600.0,
+        clock: Callable[[], float] = trio.current_time,
     ) -> None:
         self.upload_lifetime = upload_lifetime  # seconds of *clock*
         self.clock = clock
         self.all_buckets: dict[BucketId, Bucket] = {}
         self.all_datasets: dict[DatasetId, _Dataset] = {}
-        self.published: dict[UploadId, Datarange] = {}
+        self.committed: dict[UploadId, Datarange] = {}
         self.pending: dict[UploadId, _Pending] = {}
+        self.book = LeaseBook(lease_lifetime, clock)
         self.graves: dict[int, Doomed] = {}
+        self.installation_id = str(uuid.uuid4())
         self._used_names: set[tuple[BucketId, str]] = set()
         self._ids = itertools.count(1)
         self._feeds: set[MemoryFeed] = set()
@@ -96,6 +108,11 @@ class MemoryCatalog:
     @property
     def uploads(self) -> Uploads:
         """Uploads."""
+        return self
+
+    @property
+    def leases(self) -> Leases:
+        """Leases."""
         return self
 
     @property
@@ -141,7 +158,7 @@ class MemoryCatalog:
         return self._dataranges(dataset_id)
 
     def _dataranges(self, dataset_id: DatasetId) -> list[Datarange]:
-        held = [item for item in self.published.values() if item.dataset_id == dataset_id]
+        held = [item for item in self.committed.values() if item.dataset_id == dataset_id]
         return sorted(held, key=lambda item: item.keys)
 
     async def bucket(self, bucket_id: BucketId) -> Bucket:
@@ -166,9 +183,9 @@ class MemoryCatalog:
 
     def remove(self, datarange_id: DatarangeId) -> None:
         """Take a committed datarange away, as another program may; not in any port yet."""
-        for upload_id, datarange in list(self.published.items()):
+        for upload_id, datarange in list(self.committed.items()):
             if datarange.id == datarange_id:
-                del self.published[upload_id]
+                del self.committed[upload_id]
                 self.all_datasets[datarange.dataset_id].version += 1
         self._wake()
 
@@ -219,6 +236,25 @@ class MemoryCatalog:
                 return made.id
         raise NotFound(f"bucket {bucket_name}: there is none of this name")
 
+    async def remove_dataset(self, dataset_id: DatasetId) -> None:
+        """Remove an empty dataset. Raises Conflict, NotFound."""
+        await trio.lowlevel.checkpoint()
+        self._dataset(dataset_id)
+        if self._claims(dataset_id):
+            raise Conflict(f"dataset {dataset_id}: it is not empty")
+        del self.all_datasets[dataset_id]
+        self._wake()
+
+    async def installation(self) -> str:
+        """Return the UUID that names this catalog."""
+        await trio.lowlevel.checkpoint()
+        return self.installation_id
+
+    def _dataset(self, dataset_id: DatasetId) -> _Dataset:
+        if dataset_id not in self.all_datasets:
+            raise NotFound(f"dataset {dataset_id}: there is none of this id")
+        return self.all_datasets[dataset_id]
+
     # Uploads
 
     async def begin(self, intent: UploadIntent, *, fresh: bool = False) -> Upload:
@@ -226,12 +262,18 @@ class MemoryCatalog:
         await trio.lowlevel.checkpoint()
         if not intent.keys or intent.keys.start < 0 or intent.keys.stop > KEY_LIMIT or intent.size < 0:
             raise Invalid(f"keys from {intent.keys.start} to before {intent.keys.stop} cannot be uploaded")
-        dataset = self.all_datasets.get(intent.dataset_id)
-        if dataset is None:
-            raise NotFound(f"dataset {intent.dataset_id}: there is none of this id")
-        if any(intent.keys.intersection(taken) for taken in self._claims(dataset.id)):
+        if intent.holder is not None:
+            self.book.check(intent.holder)
+        dataset = self._dataset(intent.dataset_id)
+        leased = self.book.overlapping(dataset.id, intent.keys)
+        taken = self._committed_or_in_flight(dataset.id)
+        if any(intent.keys.intersection(keys) for keys in taken) or any(
+            item.holder != intent.holder for item in leased
+        ):
             what = f"keys {intent.keys.start} to {intent.keys.last} of dataset {dataset.id}"
             raise Conflict(f"{what}: some of these keys are taken already")
+        if intent.holder is not None:
+            self.book.carve(intent.holder, dataset.id, intent.keys)
         data_key = self._new_name(dataset, intent.keys, fresh)
         upload_id = UploadId(next(self._ids))
         upload = Upload(upload_id, intent, dataset.bucket.id, data_key, index_object_key(data_key))
@@ -239,9 +281,16 @@ class MemoryCatalog:
         return upload
 
     def _claims(self, dataset_id: DatasetId) -> list[Span]:
+        leased = [item.lease.keys for item in self.book.held if item.lease.dataset_id == dataset_id]
+        return leased + self._committed_or_in_flight(dataset_id)
+
+    def _committed_or_in_flight(self, dataset_id: DatasetId) -> list[Span]:
+        uploads = [intent.keys for intent in self._in_flight(dataset_id)]
+        return uploads + [item.keys for item in self._dataranges(dataset_id)]
+
+    def _in_flight(self, dataset_id: DatasetId) -> list[UploadIntent]:
         intents = (pending.upload.intent for pending in self.pending.values())
-        in_flight = [intent.keys for intent in intents if intent.dataset_id == dataset_id]
-        return in_flight + [item.keys for item in self._dataranges(dataset_id)]
+        return [intent for intent in intents if intent.dataset_id == dataset_id]
 
     def _new_name(self, dataset: _Dataset, keys: Span, fresh: bool) -> str:
         plain = data_object_key(dataset.name, keys, None)
@@ -268,8 +317,8 @@ class MemoryCatalog:
     async def publish(self, upload_id: UploadId) -> Datarange:
         """Make the datarange visible; again if it is already. Raises Conflict if the intent is gone."""
         await trio.lowlevel.checkpoint()
-        if upload_id in self.published:
-            return self.published[upload_id]
+        if upload_id in self.committed:
+            return self.committed[upload_id]
         upload = self._pending(upload_id).upload
         del self.pending[upload_id]
         dataset = self.all_datasets[upload.intent.dataset_id]
@@ -284,30 +333,128 @@ class MemoryCatalog:
             size=upload.intent.size,
             created_ns=dataset.updated_ns,
         )
-        self.published[upload_id] = datarange
+        self.committed[upload_id] = datarange
         self._wake()
         return datarange
 
     async def abandon(self, upload_id: UploadId) -> None:
-        """Forget the intent and doom its objects if it was confirmed. Does nothing if it is gone."""
+        """Forget the intent, give its keys back, doom its objects if it was confirmed. May be gone."""
         await trio.lowlevel.checkpoint()
-        pending = self.pending.pop(upload_id, None)
-        if pending is not None and pending.confirmed:
-            for key in (pending.upload.data_key, pending.upload.index_key):
-                grave = Doomed(next(self._ids), pending.upload.bucket_id, key)
-                self.graves[grave.id] = grave
+        self._abandon([upload_id] if upload_id in self.pending else [])
 
     async def abandon_expired(self) -> int:
         """Abandon every upload that has expired; return how many."""
-        expired = [key for key, pending in self.pending.items() if pending.expires_at < self.clock()]
-        for upload_id in expired:
-            await self.abandon(upload_id)
         await trio.lowlevel.checkpoint()
-        return len(expired)
+        now = self.clock()
+        return self._abandon([key for key, pending in self.pending.items() if pending.expires_at < now])
+
+    async def abandon_all(self, holder: HolderId) -> int:
+        """Abandon every upload of *holder*; return how many."""
+        await trio.lowlevel.checkpoint()
+        check_holder(holder)
+        return self._abandon(self._uploads_of(holder))
+
+    def _uploads_of(self, holder: HolderId) -> list[UploadId]:
+        return [key for key, pending in self.pending.items() if pending.upload.intent.holder == holder]
+
+    def _abandon(self, upload_ids: list[UploadId]) -> int:
+        for upload_id in upload_ids:
+            pending = self.pending.pop(upload_id)
+            intent = pending.upload.intent
+            if intent.holder is not None:
+                self.book.add(intent.holder, Lease(intent.dataset_id, intent.keys, accepted=True))
+            if pending.confirmed:
+                for key in (pending.upload.data_key, pending.upload.index_key):
+                    grave = Doomed(next(self._ids), pending.upload.bucket_id, key)
+                    self.graves[grave.id] = grave
+        return len(upload_ids)
+
+    async def published(self, upload_id: UploadId) -> Datarange | None:
+        """Return the datarange that came from the upload, or None."""
+        await trio.lowlevel.checkpoint()
+        return self.committed.get(upload_id)
 
     def expire(self, upload_id: UploadId) -> None:
         """Let time pass until the upload's writer counts as dead."""
         self.pending[upload_id].expires_at = self.clock() - 1
+
+    # Leases
+
+    async def enrol(self, holder: HolderId, place: str) -> None:
+        """Make *holder* known, or put off its expiry. Raises Invalid."""
+        await trio.lowlevel.checkpoint()
+        self.book.enrol(holder, place)
+
+    async def take(
+        self, holder: HolderId, dataset_id: DatasetId, wanted: Span, *, accepted: bool = False
+    ) -> Lease:
+        """Lease the first key of *wanted* and the free ones after it. Raises Conflict, NotFound, Invalid."""
+        await trio.lowlevel.checkpoint()
+        if not wanted or wanted.start < 0 or wanted.stop > KEY_LIMIT:
+            raise Invalid(f"keys from {wanted.start} to before {wanted.stop} cannot be leased")
+        self.book.check(holder)
+        self._dataset(dataset_id)
+        own = self.book.at(dataset_id, wanted.start)
+        if own is not None and own.holder == holder:
+            return self.book.accept(own) if accepted else own.lease
+        self._check_free(dataset_id, wanted.start)
+        self.book.take_over(holder, dataset_id, wanted)
+        taken = [keys.start for keys in self._claims(dataset_id) if keys.start in wanted]
+        keys = Span(wanted.start, min(taken, default=wanted.stop))
+        return self.book.add(holder, Lease(dataset_id, keys, accepted))
+
+    def _check_free(self, dataset_id: DatasetId, key: int) -> None:
+        self.book.check_free(dataset_id, key)
+        what = f"key {key} of dataset {dataset_id}"
+        for intent in self._in_flight(dataset_id):
+            if key in intent.keys:
+                by = f" by {self.book.known[intent.holder].place}" if intent.holder else ""
+                raise Conflict(f"{what}: it is being uploaded{by}")
+        if any(key in item.keys for item in self._dataranges(dataset_id)):
+            raise Conflict(f"{what}: it is committed")
+
+    async def accept(self, holder: HolderId, dataset_id: DatasetId, key: int) -> None:
+        """Make the lease that holds *key* accepted. Raises Conflict."""
+        await trio.lowlevel.checkpoint()
+        check_holder(holder)
+        own = self.book.at(dataset_id, key)
+        if own is None or own.holder != holder:
+            raise Conflict(f"key {key} of dataset {dataset_id}: journal {holder} does not lease it")
+        self.book.accept(own)
+
+    async def release(self, holder: HolderId, dataset_id: DatasetId, keys: Span) -> None:
+        """Free what *holder* leases of *keys*."""
+        await trio.lowlevel.checkpoint()
+        check_holder(holder)
+        self.book.carve(holder, dataset_id, keys)
+
+    async def held(self, holder: HolderId) -> list[Lease]:
+        """Return the leases of *holder*, by dataset and key."""
+        await trio.lowlevel.checkpoint()
+        check_holder(holder)
+        return self.book.of(holder)
+
+    async def holders(self) -> list[Holder]:
+        """Return all holders, by place."""
+        await trio.lowlevel.checkpoint()
+        return self.book.holders()
+
+    async def dismiss(self, holder: HolderId) -> None:
+        """Free all that *holder* leases and forget it."""
+        await trio.lowlevel.checkpoint()
+        check_holder(holder)
+        self._abandon(self._uploads_of(holder))
+        self.book.forget(holder)
+
+    async def drop_expired(self) -> int:
+        """Free expired unaccepted leases, forget expired holders without any; return how many keys went."""
+        await trio.lowlevel.checkpoint()
+        uploading = (pending.upload.intent.holder for pending in self.pending.values())
+        return self.book.drop_expired({holder for holder in uploading if holder is not None})
+
+    def expire_holder(self, holder: HolderId) -> None:
+        """Let time pass until *holder* counts as dead."""
+        self.book.expire(holder)
 
     # Graveyard
 
