@@ -83,7 +83,11 @@ class Log:
     def append(self, record: Record) -> Place:
         """Append a record; return its place. Raises Full, Unavailable: nothing has changed then."""
         writer = self._writer
-        if writer is None or writer.segment.size >= self._segment_bytes:
+        if (
+            writer is None
+            or writer.segment.size >= self._segment_bytes
+            or self._unsynced.is_lost(writer.segment.path)
+        ):
             writer = self._begin()
         segment = writer.segment
         with failing(segment.path):
@@ -96,8 +100,6 @@ class Log:
         if isinstance(record, Accepted):
             segment.needed.add(place.offset)
         self._unsynced.add_file(segment.path)
-        if self._unsynced.is_lost(segment.path):
-            self._end()  # what is appended to another one can be synced again
         return place
 
     def _begin(self) -> SegmentWriter:

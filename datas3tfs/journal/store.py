@@ -1,4 +1,4 @@
-"""A journal's directory, opened: `lock`, `identity.json`, the segments in `log/`, the files in `content/`.
+"""A journal's directory, opened: `lock`, `identity.json`, `reserve`, segments in `log/`, files in `content/`.
 
 Blocking calls, all of them short but `sync` and `JournalContent.sync`. One thread calls the methods here,
 except `read`, `sync` and `free_bytes`, which any number of worker threads may call at the same time, also
@@ -14,18 +14,19 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from datas3tfs.core.journalrecords import EntryId, Place, Record
+from datas3tfs.core.journalrecords import Accepted, EntryId, Place, Record
 from datas3tfs.core.model import HolderId
-from datas3tfs.errors import Corrupt, NotFound, Unavailable
+from datas3tfs.errors import Corrupt, Full, NotFound, Unavailable
 from datas3tfs.journal.contents import DiskContent, content_entries, content_path
 from datas3tfs.journal.files import DIRECTORY_MODE, failing, sync_directory
 from datas3tfs.journal.identity import Identity, check_installation, create_identity, read_identity
 from datas3tfs.journal.locking import locked, owner_of
 from datas3tfs.journal.log import Log
+from datas3tfs.journal.reserve import Reserve
 from datas3tfs.journal.segments import SEGMENT_BYTES, find_segments
 from datas3tfs.journal.syncing import Unsynced
 
-_LOG, _CONTENT = "log", "content"
+_LOG, _CONTENT, _RESERVE = "log", "content", "reserve"
 
 
 class DiskJournal:
@@ -39,6 +40,7 @@ class DiskJournal:
         self._contents = directory / _CONTENT
         self._identity = identity
         self._read_only = read_only
+        self._reserve = Reserve(str(directory / _RESERVE))
         self._unsynced = Unsynced([], [str(self._contents)])
         self._log = Log(directory / _LOG, identity.holder, segment_bytes, self._unsynced, read_only=read_only)
 
@@ -70,9 +72,19 @@ class DiskJournal:
 
     def append(self, record: Record) -> Place:
         """Append a record; return its place. Raises Full, Unavailable; the log is as before then.
-        Raises Invalid if the record cannot be written."""
+        Raises Invalid if the record cannot be written. A full disk is kept from files first: what
+        else there is to write finds room in the reserve."""
         self._writable()
-        return self._log.append(record)
+        is_file = isinstance(record, Accepted)
+        if is_file and not self._reserve.is_there:
+            self._reserve.make()
+        try:
+            return self._log.append(record)
+        except Full:
+            if is_file or not self._reserve.is_there:
+                raise
+            self._reserve.release()
+            return self._log.append(record)
 
     def read(self, place: Place, offset: int, size: int) -> bytes:
         """Return up to *size* bytes of the content inside the record at *place*, from *offset* on; fewer
