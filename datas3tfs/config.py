@@ -73,6 +73,11 @@ class Settings(BaseSettings):
     s3_region: str = "us-east-1"
     cache_dir: AbsolutePath = Field(default_factory=lambda: _xdg("XDG_CACHE_HOME", ".cache"))
     cache_size: Size = 10 * 2**30  # bytes on disk
+    journal_dir: AbsolutePath | None = None  # of a mount; None: one for each mount point, see journals_dir
+    journal_size: Size = 10 * 2**30  # bytes on disk that may wait to be committed
+    batch_bytes: Size = 64 * 2**20  # a batch is committed when it has so many bytes …
+    batch_age: float = Field(default=5.0, ge=0, le=86_400)  # … or its oldest file was closed so long ago
+    fsync: Literal["commit", "journal"] = "commit"  # what fsync waits for
     memory_budget: Size = 256 * 2**20  # bytes of read-ahead and blocks in memory
     io_timeout: float = Field(default=30.0, gt=0, le=86_400)  # seconds until a read gives EIO
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -130,6 +135,11 @@ def default_local_dir() -> Path:
     if os.geteuid() == 0:
         return Path("/var/lib/datas3tfs/local")
     return _xdg("XDG_DATA_HOME", ".local/share") / "local"
+
+
+def journals_dir() -> Path:
+    """Return where mounts keep their journals unless told otherwise, each in a directory of its own."""
+    return _xdg("XDG_STATE_HOME", ".local/state") / "journals"
 
 
 def child_environment() -> dict[str, str]:

@@ -82,7 +82,7 @@ class Registry(Protocol):
         ...
 
     async def remove_dataset(self, dataset_id: DatasetId) -> None:
-        """Remove an empty dataset. Raises Conflict (a key of it is committed, claimed or leased), NotFound."""
+        """Remove an empty dataset. Raises Conflict (a key of it is taken, by whatever), NotFound."""
         ...
 
     async def installation(self) -> str:
@@ -98,7 +98,8 @@ class Uploads(Protocol):
 
         Keys that the intent's holder has leased pass from the leases to the upload; keys nobody has
         taken are claimed as well. *fresh* skips the name without a generation (the writer found an
-        object there). Raises Conflict (a key is committed or claimed), NotFound (dataset), Invalid (impossible keys).
+        object there). Raises Conflict (a key is committed or claimed), NotFound (dataset), Invalid
+        (impossible keys).
         """
         ...
 

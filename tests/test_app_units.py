@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from datas3tfs.app import ingest, mountpoint
-from datas3tfs.app.blocking import READ_SIZE, file_chunks, in_thread
+from datas3tfs.app.blocking import READ_SIZE, file_chunks
+from datas3tfs.engine.threads import in_thread
 from datas3tfs.app.daemon import Readiness
 from datas3tfs.app.ingest import Source, batches, find_sources
 from datas3tfs.app.mountpoint import mounted_at, prepare, real_path, require_ours, unmount

@@ -1,24 +1,13 @@
-"""Drive blocking iterators (files being read, archives being scanned) from worker threads."""
+"""Files as blocking iterators of chunks, for engine/threads.py to drive."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-
-import trio
 
 from datas3tfs.errors import Invalid
 
 READ_SIZE = 4 * 1024 * 1024
-
-
-async def in_thread(
-    chunks: Iterator[bytes], advance: Callable[[int], None] = lambda amount: None
-) -> AsyncIterator[bytes]:
-    """Yield what *chunks* yields, each step made in a worker thread; *advance* is told every length."""
-    while (chunk := await trio.to_thread.run_sync(next, chunks, None)) is not None:
-        advance(len(chunk))
-        yield chunk
 
 
 def file_chunks(path: Path, *, size: int | None = None) -> Iterator[bytes]:

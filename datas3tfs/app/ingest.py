@@ -15,7 +15,7 @@ from pathlib import Path
 
 import trio
 
-from datas3tfs.app.blocking import file_chunks, in_thread
+from datas3tfs.app.blocking import file_chunks
 from datas3tfs.core import tar
 from datas3tfs.core.compose import compose
 from datas3tfs.core.indexbuild import IndexBuilder
@@ -25,6 +25,7 @@ from datas3tfs.core.model import Datarange, Dataset
 from datas3tfs.core.names import KEY_LIMIT, check_extension
 from datas3tfs.core.scan import scan
 from datas3tfs.core.spans import Span
+from datas3tfs.engine.threads import in_thread
 from datas3tfs.engine.writer import Writer
 from datas3tfs.errors import Conflict, Invalid
 

@@ -16,11 +16,15 @@ import trio
 
 from datas3tfs import __version__
 from datas3tfs.app.daemon import Readiness
+from datas3tfs.app.ending import Ending
 from datas3tfs.app.mountpoint import prepare
 from datas3tfs.app.services import Services, open_services
+from datas3tfs.app.writing import JournalOptions, Written, open_writing
 from datas3tfs.config import Settings
 from datas3tfs.core.prefetch import PrefetchLimits
 from datas3tfs.engine.blocks import BlockPool, open_pool
+from datas3tfs.engine.committer import BatchLimits
+from datas3tfs.engine.datasets import Datasets
 from datas3tfs.engine.nurseries import background_nursery
 from datas3tfs.engine.prefetcher import open_prefetcher
 from datas3tfs.engine.reader import Reader
@@ -30,13 +34,13 @@ from datas3tfs.errors import Unavailable
 from datas3tfs.fs.attributes import Attributes, Ownership
 from datas3tfs.fs.invalidate import invalidate_removed
 from datas3tfs.fs.operations import Operations
+from datas3tfs.fs.readwrite import ReadWriteOperations, Writing
 
 log = logging.getLogger(__name__)
 
 # The interpreter hands the lock over only this often by itself. At the default 5 ms a thread that
 # checks or unpacks bytes costs the FUSE loop a factor of ten (measured: PRODUCT section 4).
 _SWITCH_INTERVAL = 100e-6
-_LAST_ANSWERS_SECONDS = 2.0  # for requests under way when told to stop
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +51,8 @@ class MountOptions:
     dataset: str | None  # show only this one, at the root
     ownership: Ownership
     allow_other: bool
+    journal_dir: Path | None  # None: read-only
+    bucket: str | None  # where mkdir makes datasets; None: in the only one there is
 
 
 async def serve_mount(settings: Settings, options: MountOptions, readiness: Readiness) -> None:
@@ -62,17 +68,36 @@ async def serve_mount(settings: Settings, options: MountOptions, readiness: Read
         open_prefetcher(pool, services.indices, _limits(settings)) as prefetcher,
     ):
         only = None if options.dataset is None else snapshots.named(options.dataset).id
-        operations = Operations(
-            Tree(snapshots, services.indices),
-            Reader(pool, prefetcher, settings.io_timeout, services.counters),
-            Attributes(options.ownership),
-            services.counters,
-            _stats(services, pool, mountpoint, options.dataset),
-            only,
-        )
+        tree = Tree(snapshots, services.indices)
+        reader = Reader(pool, prefetcher, settings.io_timeout, services.counters)
+        attributes = Attributes(options.ownership, writable=options.journal_dir is not None)
+        stats = _stats(services, pool, mountpoint, options.dataset)
         sys.setswitchinterval(_SWITCH_INTERVAL)
-        following = _following(services, snapshots, operations)
-        await _serve(operations, following, mountpoint, options, readiness)
+        if options.journal_dir is None:
+            operations = Operations(tree, reader, attributes, services.counters, stats, only)
+            following = _following(services, snapshots, operations)
+            await _serve(operations, following, mountpoint, options, readiness, None)
+            return
+        journal_options = JournalOptions(
+            options.journal_dir,
+            settings.journal_size,
+            BatchLimits(settings.batch_bytes, settings.batch_age),
+            settings.io_timeout,
+        )
+        async with open_writing(services, snapshots, journal_options) as written:
+            datasets = Datasets(services.catalog.registry, snapshots, options.bucket, settings.io_timeout)
+            writing = Writing(written.journal, written.committer, datasets, settings.fsync == "commit")
+            operations = ReadWriteOperations(
+                tree,
+                reader,
+                attributes,
+                services.counters,
+                lambda: stats() | {"journal": written.stats()},
+                only,
+                writing,
+            )
+            following = _following(services, snapshots, operations)
+            await _serve(operations, following, mountpoint, options, readiness, written)
 
 
 def _limits(settings: Settings) -> PrefetchLimits:
@@ -100,38 +125,36 @@ async def _serve(
     mountpoint: Path,
     options: MountOptions,
     readiness: Readiness,
+    written: Written | None,
 ) -> None:
+    """Serve until the end; then commit what is left. Raises Unavailable if that fails."""
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        ending = Ending(written, pyfuse3.terminate)
         try:
             pyfuse3.init(operations, str(mountpoint), _fuse_options(options))
         except RuntimeError as exc:
             raise Unavailable(f"{mountpoint}: cannot be mounted{_hint(options)}") from exc
-        try:
-            # What follows the catalog talks to the kernel: it ends before the session does.
-            async with background_nursery() as nursery, following:
-                scope = trio.CancelScope()
-                nursery.start_soon(_stop_on_signal, signals, scope)
-                readiness.ready()
-                log.info("%s: mounted", mountpoint)
-                with scope:
-                    await pyfuse3.main()
-        finally:
-            readiness.stopping()
-            pyfuse3.close(unmount=True)
-            log.info("%s: unmounted", mountpoint)
-
-
-async def _stop_on_signal(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
-    """Let requests under way finish, but not for long; then they are cut off with the mount."""
-    async for number in signals:
-        log.info("stopping on %s", signal.Signals(number).name)
-        pyfuse3.terminate()
-        scope.deadline = min(scope.deadline, trio.current_time() + _LAST_ANSWERS_SECONDS)
+        async with background_nursery() as nursery:
+            nursery.start_soon(ending.on_signals, signals)
+            try:
+                # What follows the catalog talks to the kernel: it ends before the session does.
+                async with following:
+                    readiness.ready()
+                    log.info("%s: mounted", mountpoint)
+                    with ending.serving:
+                        await pyfuse3.main()
+            finally:
+                readiness.stopping()
+                pyfuse3.close(unmount=True)
+                log.info("%s: unmounted", mountpoint)
+            await ending.drain()
 
 
 def _fuse_options(options: MountOptions) -> set[str]:
     chosen = set(pyfuse3.default_options)  # default_permissions among them: the kernel checks modes
-    chosen |= {"ro", "nosuid", "nodev", "fsname=datas3tfs", "subtype=datas3tfs"}
+    chosen |= {"nosuid", "nodev", "fsname=datas3tfs", "subtype=datas3tfs"}
+    if options.journal_dir is None:
+        chosen.add("ro")
     if options.allow_other:
         chosen.add("allow_other")
     return chosen

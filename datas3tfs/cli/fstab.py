@@ -16,7 +16,10 @@ from datas3tfs.cli.main import main as datas3tfs
 from datas3tfs.errors import Invalid
 
 _FLAGS = {"allow_other": "--allow-other", "ro": "--read-only"}
-_VALUES = {"uid", "gid", "umask", "cache_dir", "cache_size", "io_timeout", "log_file"}
+_VALUES = {
+    *("uid", "gid", "umask", "cache_dir", "cache_size", "io_timeout", "log_file"),
+    *("bucket", "journal_dir", "journal_size", "batch_bytes", "batch_age", "fsync"),
+}
 # What mount(8) and systemd keep to themselves, and what holds for every datas3tfs anyway.
 _PASSED_OVER = frozenset(
     {"defaults", "auto", "noauto", "user", "nouser", "users", "owner", "group", "_netdev", "nofail"}

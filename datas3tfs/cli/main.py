@@ -35,6 +35,7 @@ app = typer.Typer(
 app.add_typer(local.app, name="local")
 app.command()(mount.mount)
 app.command()(mount.umount)
+app.command()(mount.flush)
 app.command()(mount.stats)
 app.command()(catalog.migrate)
 app.command()(keygen)

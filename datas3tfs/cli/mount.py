@@ -1,7 +1,8 @@
-"""`datas3tfs mount | umount | stats`."""
+"""`datas3tfs mount | umount | flush | stats`."""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -21,7 +22,7 @@ from datas3tfs.cli.running import run
 from datas3tfs.core.sizes import format_size
 from datas3tfs.errors import Invalid, Unavailable
 from datas3tfs.fs.attributes import Ownership
-from datas3tfs.fs.xattrs import STATS
+from datas3tfs.fs.xattrs import FLUSH, STATS
 
 _GONE_SECONDS = 30.0  # for the daemon to leave after its mount is gone
 
@@ -33,7 +34,7 @@ def mount(
     mountpoint: Mountpoint,
     dataset: Annotated[str | None, typer.Option(help="Show this dataset alone, at the root.")] = None,
     daemon: Annotated[bool, typer.Option("--daemon", help="Return once it is mounted.")] = False,
-    read_only: Annotated[bool, typer.Option("--read-only", help="Always so in this version.")] = False,
+    read_only: Annotated[bool, typer.Option("--read-only", help="Write nothing; reads are faster.")] = False,
     allow_other: Annotated[bool, typer.Option("--allow-other", help="Let other users in, too.")] = False,
     uid: Annotated[
         int | None, typer.Option(min=0, max=2**32 - 2, help="Whom files belong to.", show_default="you")
@@ -46,14 +47,41 @@ def mount(
     cache_size: Annotated[str | None, typer.Option(help="How large the cache may be, e.g. 10GiB.")] = None,
     io_timeout: Annotated[float | None, typer.Option(help="Seconds after which a read gives EIO.")] = None,
     log_file: Annotated[Path | None, typer.Option(help="Where log lines go instead of stderr.")] = None,
+    bucket: Annotated[
+        str | None, typer.Option(help="Where mkdir makes datasets.", show_default="the only one there is")
+    ] = None,
+    journal_dir: Annotated[
+        Path | None,
+        typer.Option(help="Where files wait to be committed.", show_default="one for each mount point"),
+    ] = None,
+    journal_size: Annotated[str | None, typer.Option(help="How much may wait there, e.g. 10GiB.")] = None,
+    batch_bytes: Annotated[
+        str | None, typer.Option(help="Commit when so much is waiting, e.g. 64MiB.")
+    ] = None,
+    batch_age: Annotated[float | None, typer.Option(help="Or seconds after the oldest was closed.")] = None,
+    fsync: Annotated[
+        str | None, typer.Option(help="What fsync waits for: commit, or journal (this machine's disk).")
+    ] = None,
 ) -> None:
     """Show datasets as directories until unmounted, or stopped by SIGTERM or Ctrl-C."""
-    chosen = settings(ctx, cache_dir=cache_dir, cache_size=cache_size, io_timeout=io_timeout)
+    chosen = settings(
+        ctx,
+        cache_dir=cache_dir,
+        cache_size=cache_size,
+        io_timeout=io_timeout,
+        journal_dir=journal_dir,
+        journal_size=journal_size,
+        batch_bytes=batch_bytes,
+        batch_age=batch_age,
+        fsync=fsync,
+    )
     options = MountOptions(
         mountpoint.absolute(),
         dataset,
         Ownership(os.getuid() if uid is None else uid, os.getgid() if gid is None else gid, _octal(umask)),
         allow_other,
+        None if read_only else chosen.journal_dir or config.journals_dir() / _plain(mountpoint.absolute()),
+        bucket,
     )
     prepare(options.mountpoint)  # so that wrong usage is reported before anything else happens
 
@@ -68,13 +96,29 @@ def mount(
         serve(Readiness(None, config.notify_socket()))
 
 
+def flush(mountpoint: Mountpoint) -> None:
+    """Commit everything that was written and closed; return when it is."""
+    target = require_ours(mountpoint)
+    try:
+        os.setxattr(target, FLUSH, b"1")
+    except OSError as exc:
+        if exc.errno == errno.EROFS:
+            return  # a read-only mount has nothing to commit
+        raise Unavailable(f"{mountpoint}: not everything could be committed; see the mount's log") from exc
+
+
 def umount(
     mountpoint: Mountpoint,
-    lazy: Annotated[bool, typer.Option("--lazy", help="Also if it is in use.")] = False,
+    lazy: Annotated[
+        bool,
+        typer.Option("--lazy", help="Also if it is in use, or cannot commit: its journal keeps the rest."),
+    ] = False,
 ) -> None:
-    """Unmount, and wait until the daemon has ended."""
+    """Commit, unmount, and wait until the daemon has ended."""
     target = require_ours(mountpoint)
     pid = None if lazy else _pid_of(target)
+    if pid is not None:
+        flush(mountpoint)
     unmount(target, lazy=lazy)
     deadline = time.monotonic() + _GONE_SECONDS
     while pid is not None and _alive(pid) and time.monotonic() < deadline:
@@ -90,6 +134,8 @@ def stats(mountpoint: Mountpoint, as_json: JsonFlag = False) -> None:
         output.print_json(found)
         return
     counters: dict[str, int] = found.pop("counters")
+    journal: dict[str, Any] = found.pop("journal", {})
+    found |= {f"journal.{name}": value for name, value in journal.items()}
     lines: list[dict[str, Any]] = [{"name": name, "value": value} for name, value in found.items()]
     lines += [
         {"name": name, "value": f"{value} ({format_size(value)})" if name.endswith("bytes") else value}
@@ -129,5 +175,9 @@ def _octal(text: str) -> int:
 
 def _default_log(chosen: config.Settings, mountpoint: Path) -> Path:
     """A daemon has no stderr; its log is beside its cache, named like its mount point."""
-    name = str(mountpoint).strip("/").replace("/", "-") or "root"
-    return chosen.cache_dir / "logs" / f"{name}.log"
+    return chosen.cache_dir / "logs" / f"{_plain(mountpoint)}.log"
+
+
+def _plain(mountpoint: Path) -> str:
+    """Return a file name made of a mount point's."""
+    return str(mountpoint).strip("/").replace("/", "-") or "root"

@@ -21,6 +21,13 @@ _LABEL = re.compile(r"[a-zA-Z0-9_-]{1,200}\Z")
 _DATARANGE_KEY = re.compile(
     r"datas3t/(?P<dataset>[^/]+)/dataranges/(?P<first>\d{20})-(?P<last>\d{20})(?:-(?P<generation>\d{12}))?\.tar\Z"
 )
+# rsync, vim and most atomic writers put a dot in front; editors' backups end with "~"; downloads and copies
+# in progress have one of the suffixes; emacs locks and saves as "#name#"; Python's tempfile and `sed -i`
+# make up the last two.
+_TEMPORARY = re.compile(
+    r"\..+|.+~|#.+#|.+\.(?:part|partial|filepart|crdownload|tmp|temp|swp|swx)|tmp[a-z0-9_]{8}|sed[A-Za-z0-9]{6}",
+    re.DOTALL,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +68,25 @@ def check_extension(extension: str, name: str) -> None:
         raise Invalid(f"{printable(name)}: extension is not valid UTF-8") from None
     if length > NAME_LIMIT - _KEY_DIGITS - 1:
         raise Invalid(f"{printable(name)}: longer than {NAME_LIMIT} bytes")
+
+
+def is_temporary(name: str) -> bool:
+    """Say whether *name* is one that programs give to files they are about to rename, or keep beside
+    others while they edit: such files live in the journal and are never committed under that name.
+
+    It wins over being a datapoint name: `00000000000000000007.jpg.part` is temporary.
+    """
+    return _TEMPORARY.fullmatch(name) is not None
+
+
+def check_file_name(name: str) -> None:
+    """Raise Invalid, naming it, unless a new file may be called *name*: as a datapoint, or temporarily."""
+    if not is_temporary(name):
+        parse_datapoint_name(name)
+    elif len(name.encode("utf-8", "surrogateescape")) > NAME_LIMIT:
+        raise Invalid(f"{printable(name)}: longer than {NAME_LIMIT} bytes")
+    elif _has_control(name):
+        raise Invalid(f"{printable(name)}: has a control character, or is not valid UTF-8")
 
 
 def check_label(kind: str, label: str) -> str:

@@ -88,6 +88,10 @@ class Snapshots:
         self._by_name: dict[str, Dataset] = {}
         self._loaded: dict[DatasetId, Snapshot] = {}
         self._flights: SingleFlight[DatasetId, Snapshot] = SingleFlight(nursery, patience)
+        self._stale = trio.Event()  # set: a refresh is due
+        self._refreshes = 0  # begun
+        self._ended = trio.Event()  # of the next refresh to end well; replaced then
+        self._last_ended = 0  # which refresh that was
 
     def datasets(self) -> list[Dataset]:
         """Return all datasets, ascending by id."""
@@ -119,6 +123,8 @@ class Snapshots:
 
         A dataset whose rows are damaged keeps its last state; the others go on.
         """
+        self._refreshes += 1
+        number = self._refreshes
         datasets = {dataset.id: dataset for dataset in await self._catalog.datasets()}
         stale = [old for old in self._loaded.values() if not _is_current(old, datasets)]
         fresh = {
@@ -132,7 +138,18 @@ class Snapshots:
         # What was loaded while we waited, with a state that is old by now, is loaded again at its next use.
         kept = {key: old for key, old in self._loaded.items() if _is_current(old, datasets)}
         self._loaded = kept | fresh
+        self._last_ended = number
+        self._ended.set()
+        self._ended = trio.Event()
         return Removed(gone, tuple(_removed(stale, fresh)))
+
+    async def refreshed(self) -> None:
+        """Return when everything that is in the catalog now can be seen here: after a refresh that
+        begins from now on. Somebody must follow the feed."""
+        begun = self._refreshes
+        self._stale.set()
+        while self._last_ended <= begun:
+            await self._ended.wait()
 
     async def _fetch_again(self, old: Snapshot, dataset: Dataset) -> Snapshot:
         try:
@@ -142,9 +159,20 @@ class Snapshots:
             return Snapshot.of(dataset, old.dataranges)
 
     async def follow(self, feed: ChangeFeed, removed: trio.MemorySendChannel[Removed]) -> None:
-        """Refresh whenever *feed* says so, for ever; send on what is gone."""
+        """Refresh whenever *feed* says so, or somebody waits for it, for ever; send on what is gone."""
+        async with background_nursery() as nursery:
+            nursery.start_soon(self._watch, feed)
+            await self._refresh_when_stale(removed)
+
+    async def _watch(self, feed: ChangeFeed) -> None:
         while True:
             await feed.wait()
+            self._stale.set()
+
+    async def _refresh_when_stale(self, removed: trio.MemorySendChannel[Removed]) -> None:
+        while True:
+            await self._stale.wait()
+            self._stale = trio.Event()
             gone = await self._refresh_patiently()
             if gone.datasets or gone.dataranges:
                 await removed.send(gone)

@@ -50,6 +50,14 @@ class Rows:
     sizes: list[int]
     mtimes_ns: list[int]
 
+    def part(self, start: int, stop: int) -> Rows:
+        """Return the rows of the keys from *start* to before *stop*."""
+        if stop - start == len(self.names):
+            return self
+        low, high = start - self.first_key, stop - self.first_key
+        columns = self.names[low:high], self.sizes[low:high], self.mtimes_ns[low:high]
+        return Rows(self.datarange, start, *columns)
+
 
 class Tree:
     """Looks things up in snapshots and indices."""

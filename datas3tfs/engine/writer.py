@@ -16,7 +16,7 @@ from contextlib import asynccontextmanager
 
 import trio
 
-from datas3tfs.core.model import Datarange, Dataset, Upload, UploadId, UploadIntent
+from datas3tfs.core.model import BucketId, Datarange, Dataset, Upload, UploadId, UploadIntent
 from datas3tfs.core.spans import Span
 from datas3tfs.engine.nurseries import background_nursery
 from datas3tfs.errors import Datas3tError, NotFound, Unavailable
@@ -45,21 +45,59 @@ class Writer:
         object. Raises Conflict (keys taken), Unavailable, Invalid, and what *body* raises; nothing is
         visible then.
         """
-        store = await self._stores.store(dataset.bucket_id)
-        intent = UploadIntent(dataset.id, keys, size)
+        upload = await self.begin(UploadIntent(dataset.id, keys, size), dataset.bucket_id)
+        try:
+            return await self.finish(upload, body, index)
+        except BaseException:
+            await self.abandon(upload)
+            raise
+
+    async def check(self, bucket_id: BucketId) -> None:
+        """Raise Unavailable if the bucket cannot be used, whatever the reason: it is not the data's fault."""
+        try:
+            await self._stores.store(bucket_id)
+        except Datas3tError as exc:
+            raise Unavailable(str(exc)) from exc
+
+    async def begin(self, intent: UploadIntent, bucket_id: BucketId) -> Upload:
+        """Record the intent under object names where nothing lies. Raises Conflict (keys taken),
+        NotFound (dataset), Unavailable; nothing is left then."""
+        store = await self._stores.store(bucket_id)
         upload = await self._uploads.begin(intent)
         try:
             while await self._is_taken(store, upload):
                 await self._uploads.abandon(upload.id)  # unconfirmed, so it dooms nothing
                 upload = await self._uploads.begin(intent, fresh=True)
             await self._uploads.confirm(upload.id)
-            async with self._kept_alive(upload.id):
-                await store.put_stream(upload.data_key, body, size)
-                await store.put(upload.index_key, index())
-            return await self._uploads.publish(upload.id)
         except BaseException:
-            await self._abandon(upload)
+            await self.abandon(upload)
             raise
+        return upload
+
+    async def finish(
+        self, upload: Upload, body: AsyncIterator[bytes], index: Callable[[], bytes]
+    ) -> Datarange:
+        """Upload and publish what was begun; see `commit`. On any error, `abandon` is the caller's."""
+        store = await self._stores.store(upload.bucket_id)
+        async with self._kept_alive(upload.id):
+            await store.put_stream(upload.data_key, body, upload.intent.size)
+            await store.put(upload.index_key, index())
+        return await self._uploads.publish(upload.id)
+
+    async def published(self, upload: Upload) -> Datarange | None:
+        """Return what became of an upload whose outcome is unknown; None if it is abandoned.
+
+        Raises Unavailable: still unknown."""
+        await self._uploads.abandon(upload.id)  # does nothing if it was published
+        return await self._uploads.published(upload.id)
+
+    async def abandon(self, upload: Upload) -> None:
+        """Give an upload up, in a bounded time; if Postgres is away it is left to expire."""
+        with trio.move_on_after(_ABANDON_SECONDS, shield=True):
+            try:
+                await self._uploads.abandon(upload.id)
+            except Datas3tError as exc:
+                log.warning("%s: left to expire: %s", upload.data_key, exc)
 
     async def _is_taken(self, store: ObjectStore, upload: Upload) -> bool:
         """Say whether something lies at the upload's object keys: the catalog names none twice, but a
@@ -85,13 +123,6 @@ class Writer:
                 if trio.current_time() - renewed > _TOO_LATE_SECONDS:
                     raise
                 log.warning("upload %d could not be renewed yet: %s", upload_id, exc)
-
-    async def _abandon(self, upload: Upload) -> None:
-        with trio.move_on_after(_ABANDON_SECONDS, shield=True):
-            try:
-                await self._uploads.abandon(upload.id)
-            except Datas3tError as exc:
-                log.warning("%s: left to expire: %s", upload.data_key, exc)
 
 
 async def _exists(store: ObjectStore, key: str) -> bool:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import pyfuse3
 
 from datas3tfs.core.model import Datarange, Dataset
+from datas3tfs.engine.entries import Entry, EntryState
 from datas3tfs.engine.tree import OpenDatapoint
 
 # Committed datapoints never change, so the kernel may keep what it knows; removal is told to it
@@ -18,6 +19,7 @@ MOMENT = 1.0
 _BLOCK = 512  # the unit of st_blocks
 _BLKSIZE = 128 * 1024  # what the kernel asks for at once; `cp` and others size their buffers by it
 _DIRECTORY_SIZE = 4096
+_SECOND = 1_000_000_000  # nanoseconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +32,13 @@ class Ownership:
 
 
 class Attributes:
-    """Makes pyfuse3's attributes; read-only, so nobody may write."""
+    """Makes pyfuse3's attributes. *writable*: the owner may write, as far as anybody can (who tries to
+    change a committed datapoint is told so by an error of its own, and modes need not change at commit)."""
 
-    def __init__(self, ownership: Ownership) -> None:
+    def __init__(self, ownership: Ownership, *, writable: bool = False) -> None:
         self._ownership = ownership
-        self._file_mode = stat.S_IFREG | 0o444 & ~ownership.umask
-        self._directory_mode = stat.S_IFDIR | 0o555 & ~ownership.umask
+        self._file_mode = stat.S_IFREG | (0o644 if writable else 0o444) & ~ownership.umask
+        self._directory_mode = stat.S_IFDIR | (0o755 if writable else 0o555) & ~ownership.umask
 
     def root(self, datasets: list[Dataset], inode: int) -> pyfuse3.EntryAttributes:
         """Return the attributes of the directory of all *datasets*."""
@@ -51,6 +54,15 @@ class Attributes:
         attributes = self.blank()
         attributes.generation = generation(file.datarange)
         fill(attributes, inode, file.entry.size, file.entry.mtime_ns)
+        return attributes
+
+    def entry(self, entry: Entry, inode: int) -> pyfuse3.EntryAttributes:
+        """Return the attributes of an uncommitted file, true for a moment. Times are in whole seconds as
+        they will be when it is committed."""
+        attributes = self.blank()
+        fill(attributes, inode, entry.size, entry.mtime_ns // _SECOND * _SECOND)
+        attributes.st_nlink = int(entry.linked or entry.state is EntryState.COMMITTED)
+        attributes.entry_timeout = attributes.attr_timeout = MOMENT
         return attributes
 
     def blank(self) -> pyfuse3.EntryAttributes:

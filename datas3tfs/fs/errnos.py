@@ -15,11 +15,23 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import pyfuse3
 
-from datas3tfs.errors import Conflict, Corrupt, Datas3tError, Invalid, NotFound, Unavailable
+from datas3tfs.errors import (
+    Conflict,
+    Corrupt,
+    Datas3tError,
+    Forbidden,
+    Full,
+    Invalid,
+    NotFound,
+    Unavailable,
+)
 
 log = logging.getLogger(__name__)
 
+# A branch's leaves stand before it: the first that fits counts.
 ERRNOS: dict[type[Datas3tError], int] = {
+    Forbidden: errno.EPERM,
+    Full: errno.ENOSPC,
     NotFound: errno.ENOENT,
     Conflict: errno.EEXIST,
     Invalid: errno.EINVAL,
@@ -74,8 +86,10 @@ def answers_errno(handler: _Handler[S, P, T]) -> _Handler[S, P, T]:
             return await handler(self, *args, **kwargs)
         except Datas3tError as exc:
             number = errno_of(exc)
-            if number == errno.EIO:
+            if number in (errno.EIO, errno.ENOSPC):
                 _complaints.log(str(exc))
+            else:
+                log.debug("%s: %s", handler.__name__, exc)
             raise pyfuse3.FUSEError(number) from exc
         except pyfuse3.FUSEError:
             raise

@@ -1,6 +1,7 @@
 """Every FUSE request the kernel sends, translated to the tree and the reader and back.
 
-Read-only: the kernel itself answers EROFS to writes because the mount is `ro`. Inode numbers are
+Read-only: the kernel itself answers EROFS to writes because the mount is `ro`; readwrite.py adds what
+a mount that can be written to does. Inode numbers are
 computed (core/inodes.py), so lookup counts need no keeping and `forget` has nothing to do.
 All handlers run on the event loop; none blocks it but for the making of one listing answer.
 """
@@ -11,26 +12,27 @@ import errno
 import json
 import os
 from collections.abc import Callable, Sequence
-from contextlib import aclosing
 
 import pyfuse3
 
 from datas3tfs.core.counters import Counters
-from datas3tfs.core.inodes import ROOT, DatapointNode, DatasetNode, Inodes, Node, RootNode
+from datas3tfs.core.inodes import ROOT, DatapointNode, DatasetNode, EntryNode, Inodes, RootNode
 from datas3tfs.core.model import Dataset, DatasetId
 from datas3tfs.core.names import NAME_LIMIT
+from datas3tfs.engine.entries import OpenEntry
 from datas3tfs.engine.reader import Reader
 from datas3tfs.engine.tree import OpenDatapoint, Tree
-from datas3tfs.errors import Datas3tError, Invalid, NotFound
-from datas3tfs.fs.attributes import Attributes, fill, generation
+from datas3tfs.errors import Invalid, NotFound
+from datas3tfs.fs.attributes import Attributes
 from datas3tfs.fs.errnos import answers_errno
 from datas3tfs.fs.handles import Handles
+from datas3tfs.fs.listing import Listing
 from datas3tfs.fs.xattrs import STATS, datapoint_xattrs, dataset_xattrs
 
-# Offset of a listing that has shown the very last possible key: "from key 2^63 on" does not fit off_t.
-_END = -1
-_KEY_MAX = 2**63 - 1
 _STATFS_BLOCK = 4096
+
+
+ReadNode = RootNode | DatasetNode | DatapointNode
 
 
 class Operations(pyfuse3.Operations):
@@ -53,8 +55,9 @@ class Operations(pyfuse3.Operations):
         self._stats = stats
         self._only = only
         self._inodes = Inodes()
-        self._files: Handles[OpenDatapoint] = Handles()
-        self._directories: Handles[Node] = Handles()
+        self._listing = Listing(tree, attributes, self._inodes)
+        self._files: Handles[OpenDatapoint | OpenEntry] = Handles()
+        self._directories: Handles[ReadNode] = Handles()
 
     # -- looking things up -------------------------------------------------------------------------
 
@@ -99,48 +102,13 @@ class Operations(pyfuse3.Operations):
     async def readdir(self, fh: pyfuse3.FileHandleT, start_id: int, token: pyfuse3.ReaddirToken) -> None:
         self._counters.add("fuse.readdir")
         node = self._directories.get(fh)
-        if start_id == _END:
-            return
         if isinstance(node, DatasetNode):
-            await self._list_datapoints(node.dataset_id, start_id, token)
+            await self._listing.datapoints(node.dataset_id, start_id, token)
         else:
-            self._list_datasets(start_id, token)
+            self._listing.datasets(start_id, token)
 
     async def releasedir(self, fh: pyfuse3.FileHandleT) -> None:
         self._directories.close(fh)
-
-    def _list_datasets(self, start: int, token: pyfuse3.ReaddirToken) -> None:
-        """An entry's offset is its dataset's id plus one: stable, whatever comes or goes."""
-        for dataset in self._tree.datasets():
-            if dataset.id < start:
-                continue
-            attributes = self._attributes.dataset(dataset, self._inodes.number(DatasetNode(dataset.id)))
-            name = pyfuse3.FileNameT(os.fsencode(dataset.name))
-            if not pyfuse3.readdir_reply(token, name, attributes, dataset.id + 1):
-                return
-
-    async def _list_datapoints(self, dataset_id: DatasetId, start: int, token: pyfuse3.ReaddirToken) -> None:
-        """An entry's offset is its key plus one: a listing goes on at the next key, come what may.
-
-        A failure after the first entry ends the answer; the kernel asks again and gets the error then.
-        """
-        attributes, reply = self._attributes.blank(), pyfuse3.readdir_reply
-        listed = 0
-        try:
-            async with aclosing(self._tree.listing(dataset_id, start)) as batches:
-                async for rows in batches:
-                    attributes.generation = generation(rows.datarange)
-                    numbers = self._inodes.datapoints(dataset_id, rows.first_key, len(rows.names))
-                    columns = zip(numbers, rows.names, rows.sizes, rows.mtimes_ns, strict=True)
-                    for key, (number, name, size, mtime_ns) in enumerate(columns, rows.first_key):
-                        fill(attributes, number, size, mtime_ns)
-                        after = key + 1 if key < _KEY_MAX else _END
-                        if not reply(token, pyfuse3.FileNameT(name), attributes, after):
-                            return
-                    listed += len(rows.names)
-        except Datas3tError:
-            if not listed:
-                raise
 
     # -- reading -----------------------------------------------------------------------------------
 
@@ -154,7 +122,10 @@ class Operations(pyfuse3.Operations):
         node = self._node(inode)
         if not isinstance(node, DatapointNode):
             raise pyfuse3.FUSEError(errno.EISDIR)
-        file = await self._tree.locate(node.dataset_id, node.key)
+        return await self._open_datapoint(node.dataset_id, node.key)
+
+    async def _open_datapoint(self, dataset_id: DatasetId, key: int) -> pyfuse3.FileInfo:
+        file = await self._tree.locate(dataset_id, key)
         if not file.entry.size:  # no read will come that could notice a lie
             await self._reader.check_empty(file)
         return pyfuse3.FileInfo(fh=self._files.add(file), keep_cache=True)
@@ -162,7 +133,10 @@ class Operations(pyfuse3.Operations):
     @answers_errno
     async def read(self, fh: pyfuse3.FileHandleT, off: int, size: int) -> bytes:
         self._counters.add("fuse.read")
-        data = await self._reader.read(self._files.get(fh), off, size)
+        file = self._files.get(fh)
+        if not isinstance(file, OpenDatapoint):
+            raise pyfuse3.FUSEError(errno.EBADF)
+        data = await self._reader.read(file, off, size)
         self._counters.add("fuse.read_bytes", len(data))
         return data  # type: ignore[return-value]  # pyfuse3 takes any buffer; a view saves the copy
 
@@ -215,13 +189,16 @@ class Operations(pyfuse3.Operations):
 
     # -- inodes ------------------------------------------------------------------------------------
 
-    def _node(self, inode: int) -> Node:
+    def _node(self, inode: int) -> ReadNode:
         if inode == ROOT and self._only is not None:
             return DatasetNode(self._only)
         try:
-            return self._inodes.node(inode)
+            node = self._inodes.node(inode)
         except Invalid as exc:
             raise NotFound(str(exc)) from None
+        if isinstance(node, EntryNode):
+            raise NotFound(f"inode {inode} is unknown")
+        return node
 
     def _inode_of(self, file: OpenDatapoint) -> int:
         return self._inodes.datapoint(file.dataset.id, file.entry.key)

@@ -3,10 +3,24 @@
 from __future__ import annotations
 
 from datas3tfs.core.model import Dataset
+from datas3tfs.engine.entries import Entry
 from datas3tfs.engine.tree import OpenDatapoint
 
 PREFIX = "user.datas3t."
 STATS = PREFIX + "stats"  # of the mount's root: JSON, for `datas3tfs stats`; not listed
+FLUSH = PREFIX + "flush"  # of the mount's root: setting it commits all that is closed
+
+
+def entry_xattrs(entry: Entry) -> dict[str, str]:
+    """Return the attributes of an uncommitted file, by full name."""
+    values = {"size": str(entry.size), "state": entry.state.value if entry.key is not None else "temporary"}
+    if entry.key is not None:
+        values["key"] = str(entry.key)
+    if entry.safe is None or entry.changed:
+        values["state"] = "open"
+    if entry.problem is not None:
+        values["problem"] = str(entry.problem)
+    return {PREFIX + name: value for name, value in sorted(values.items())}
 
 
 def datapoint_xattrs(file: OpenDatapoint) -> dict[str, str]:

@@ -1,0 +1,243 @@
+"""When uncommitted files become dataranges, and what happens when that fails.
+
+A *wave* takes what is ready of one dataset, plans it into batches of contiguous keys and commits these side
+by side; what arrives meanwhile shares the next wave, so that any number of fsyncs at once cost one or two
+commits. An *attempt* is one batch: while it lasts its entries stand still (COMMITTING). An error that may
+pass puts them back; one that will not (keys lost, content damaged) refuses the entries it concerns, which
+are kept in the journal and reported.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import Counter
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import trio
+
+from datas3tfs.core.batches import plan_batches
+from datas3tfs.core.model import DatasetId
+from datas3tfs.engine.attempt import Attempt, Attempts
+from datas3tfs.engine.entries import Entry, EntryState
+from datas3tfs.engine.journal import Journal
+from datas3tfs.engine.nurseries import background_nursery
+from datas3tfs.errors import Datas3tError, Unavailable
+
+log = logging.getLogger(__name__)
+
+_SETTLE_SECONDS = 1.0  # a file closed this short ago may still get its times or another name
+_STEP_SECONDS = 0.05  # at most so often is looked whether something is due
+_RETRY_FIRST, _RETRY_LAST = 1.0, 30.0  # pause after a failure, doubled each time
+_AT_ONCE = 4  # attempts under way; each holds a few parts in memory
+_COUNT_LIMIT = 100_000  # datapoints in a datarange, for the time a listing's first look at it takes
+_PATIENCE = 4  # times the batch age: then a run is committed even if its left neighbour is unfinished
+
+
+@dataclass(frozen=True, slots=True)
+class BatchLimits:
+    """When a batch is due: this many bytes, or its oldest file closed this many seconds ago."""
+
+    size: int
+    age: float
+
+
+@dataclass(slots=True)
+class _Queue:
+    """What the committer knows of one dataset."""
+
+    wave: bool = False  # one is under way
+    demanded: int = 0  # how many entries somebody waits for
+    retry_at: float = 0.0
+    pause: float = _RETRY_FIRST
+    next_look: float = 0.0
+
+
+class Committer:
+    """Commits a journal's entries; made by `open_committer`."""
+
+    def __init__(
+        self, nursery: trio.Nursery, journal: Journal, attempts: Attempts, limits: BatchLimits
+    ) -> None:
+        self._nursery = nursery
+        self._journal = journal
+        self._attempts = attempts
+        self._limits = limits
+        self._slots = trio.CapacityLimiter(_AT_ONCE)
+        self._queues: dict[DatasetId, _Queue] = {}
+        self._demanded: Counter[Entry] = Counter()
+        self._draining = False
+
+    async def run(self) -> None:
+        """Commit what is due, for ever."""
+        while True:
+            deadline = self._start_waves(trio.current_time())
+            with trio.move_on_at(deadline):
+                await self._journal.backlog.changes()
+            await trio.sleep(0 if self._demanded else _STEP_SECONDS)
+
+    async def commit(self, entries: Sequence[Entry]) -> None:
+        """Commit *entries*, accepted, now; return when they are committed (or removed by somebody).
+
+        Raises what the attempt failed of."""
+        for entry in entries:
+            self._demanded[entry] += 1
+            self._queues.setdefault(entry.dataset_id, _Queue()).demanded += 1
+        self._journal.backlog.poke()
+        try:
+            for entry in entries:
+                await self._committed(entry)
+        finally:
+            for entry in entries:
+                self._demanded[entry] -= 1
+                if not self._demanded[entry]:
+                    del self._demanded[entry]
+                self._queues[entry.dataset_id].demanded -= 1
+
+    async def commit_closed(self, dataset_id: DatasetId | None = None) -> None:
+        """Commit all that is closed, of one dataset or of all. Raises the first error."""
+        wanted = [
+            entry
+            for entry in self._journal.entries
+            if entry.key is not None
+            and not entry.writers
+            and entry.safe is not None
+            and dataset_id in (None, entry.dataset_id)
+        ]
+        await self.commit(wanted)
+
+    async def drain(self) -> None:
+        """Commit all that is closed, however young. Raises what it failed of."""
+        self._draining = True
+        await self.commit_closed()
+
+    async def _committed(self, entry: Entry) -> None:
+        while entry.linked and entry.key is not None and entry.state is not EntryState.COMMITTED:
+            if entry.state is EntryState.REFUSED:
+                raise _again(entry)
+            ended = trio.Event()
+            entry.waiters.append(ended)
+            await ended.wait()
+            if entry.problem is not None:
+                raise _again(entry)
+
+    # -- waves -----------------------------------------------------------------------------------------
+
+    def _start_waves(self, now: float) -> float:
+        """Start the waves that are due; return when the next will be."""
+        deadline = math.inf
+        for dataset_id in self._journal.entries.datasets():
+            queue = self._queues.setdefault(dataset_id, _Queue())
+            if queue.wave:
+                continue
+            due = self._due(dataset_id, queue)
+            if due <= now:
+                queue.wave = True
+                self._nursery.start_soon(self._wave, dataset_id, queue)
+            else:
+                deadline = min(deadline, due)
+        return deadline
+
+    def _due(self, dataset_id: DatasetId, queue: _Queue) -> float:
+        if queue.demanded:
+            return queue.next_look
+        pending = self._journal.backlog.pending(dataset_id)
+        hurry = self._draining or not self._journal.quota.has_room(0) or pending.bytes >= self._limits.size
+        due = pending.oldest + (0 if hurry else self._limits.age)
+        return max(queue.retry_at, queue.next_look, due)
+
+    async def _wave(self, dataset_id: DatasetId, queue: _Queue) -> None:
+        try:
+            await self._accept_demanded(dataset_id)
+            failed = await self._commit_batches(self._plan(dataset_id))
+            now = trio.current_time()
+            if failed:
+                queue.retry_at, queue.pause = now + queue.pause, min(2 * queue.pause, _RETRY_LAST)
+            else:
+                queue.retry_at, queue.pause = 0.0, _RETRY_FIRST
+            # What was planned but could not be taken now (being renamed, reopened) is looked for again soon.
+            queue.next_look = now + _STEP_SECONDS
+            self._compact()
+        finally:
+            queue.wave = False
+            self._journal.backlog.recount(dataset_id)
+            self._journal.backlog.poke()
+
+    async def _accept_demanded(self, dataset_id: DatasetId) -> None:
+        """Make what was written since fsync was called part of it, if the file is still being written."""
+        for entry in list(self._demanded):
+            if entry.dataset_id == dataset_id and entry.changed:
+                try:
+                    await self._journal.accept(entry)
+                except Datas3tError as exc:
+                    entry.problem = exc
+                    entry.wake()
+
+    def _plan(self, dataset_id: DatasetId) -> list[list[Entry]]:
+        now = trio.current_time()
+        hurry = self._draining or not self._journal.quota.has_room(0)
+        settled = now - min(_SETTLE_SECONDS, self._limits.age)
+        old = now - _PATIENCE * self._limits.age
+        ready: list[Entry] = []
+        forced: set[Entry] = set()
+        unfinished: set[int] = set()
+        for entry in self._journal.entries.in_order(dataset_id):
+            demanded = entry in self._demanded
+            quiet = not entry.writers and (hurry or entry.quiet_since <= settled)
+            if entry.is_committable and (demanded or quiet):
+                ready.append(entry)
+                if demanded or hurry or entry.quiet_since <= old:
+                    forced.add(entry)
+            elif entry.key is not None and entry.state is not EntryState.REFUSED:
+                unfinished.add(entry.key)
+        return plan_batches(
+            ready,
+            bytes_limit=self._limits.size,
+            count_limit=_COUNT_LIMIT,
+            unfinished=unfinished,
+            forced=forced,
+        )
+
+    async def _commit_batches(self, batches: Iterable[list[Entry]]) -> bool:
+        """Attempt all batches; return, when the small ones have ended, whether any failed.
+
+        A large file goes its own way, so that a wave of small ones does not wait for it.
+        """
+        failures: list[bool] = []
+        async with trio.open_nursery() as nursery:
+            for batch in batches:
+                attempt = self._attempts.start(batch)
+                large = len(batch) == 1 and batch[0].size > self._limits.size
+                (self._nursery if large else nursery).start_soon(self._run, attempt, failures)
+        return any(failures)
+
+    async def _run(self, attempt: Attempt, failures: list[bool]) -> None:
+        async with self._slots:
+            failures.append(not await self._attempts.run(attempt))
+
+    def _compact(self) -> None:
+        try:
+            self._journal.compact()
+        except Datas3tError as exc:
+            log.warning("the journal's log could not be compacted yet: %s", exc)
+
+
+def _again(entry: Entry) -> Datas3tError:
+    """Return the error of an entry, to be raised by one of many who wait for it."""
+    problem = entry.problem
+    if problem is None:
+        return Unavailable(f"{entry.dataset}/{entry.name}: it could not be committed")
+    return type(problem)(*problem.args)
+
+
+@asynccontextmanager
+async def open_committer(
+    journal: Journal, attempts: Attempts, limits: BatchLimits
+) -> AsyncIterator[Committer]:
+    """Commit in the background. Leaving stops at once: an attempt under way is abandoned."""
+    async with background_nursery() as nursery:
+        committer = Committer(nursery, journal, attempts, limits)
+        nursery.start_soon(committer.run)
+        yield committer

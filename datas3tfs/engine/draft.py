@@ -1,0 +1,195 @@
+"""The content of one uncommitted file: in memory while it is small and changing, in the log once it is
+accepted, in a file of its own when it is large.
+
+Not for names, keys or who may write when (entries.py, journal.py). Calls do not wait, except `sync` and
+`checksum`, which are for a worker thread; only one thread may call into a draft while it is changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from datas3tfs.core.checksums import crc32c
+from datas3tfs.core.journalrecords import EntryId, Place
+from datas3tfs.errors import Corrupt, Forbidden
+from datas3tfs.ports import JournalContent, JournalStore
+
+# Larger content gets a file of its own. 128 KiB is what the kernel writes at once, and at 99 requests in
+# flight bounds what open small files cost in memory.
+INLINE_LIMIT = 128 * 1024
+_PIECE = 1024 * 1024
+_SIZE_LIMIT = 2**48 - 1  # docs/FORMAT.md: what an index can say
+
+
+class Draft:
+    """Content that may still change. *place*: where the log has it; *own*: it has a file of its own."""
+
+    def __init__(self, store: JournalStore, entry: EntryId) -> None:
+        self._store = store
+        self._entry = entry
+        self._buffer: bytearray | None = bytearray()
+        self._place: Place | None = None
+        self._file: JournalContent | None = None
+        self._removed = False  # the file has no name any more
+        self._crc = 0  # of the first `_crc_length` bytes of the file
+        self._crc_length = 0
+        self.size = 0
+        self.version = 0  # grows with every change
+
+    @classmethod
+    def in_log(cls, store: JournalStore, entry: EntryId, place: Place) -> Draft:
+        """Return the draft whose content the log has at *place*."""
+        draft = cls(store, entry)
+        draft.rest_in_log(place)
+        return draft
+
+    @classmethod
+    def in_file(cls, store: JournalStore, entry: EntryId, size: int | None) -> Draft:
+        """Return the draft whose content is in its own file: *size* bytes, None for as many as there
+        are. Raises NotFound, Corrupt (shorter), Unavailable."""
+        draft = cls(store, entry)
+        draft._buffer, draft._file = None, store.open_content(entry)
+        found = draft._file.size()
+        if size is not None and found < size:
+            raise Corrupt(f"the journal's content file {entry} has {found} bytes instead of {size}")
+        draft.size = found if size is None else size
+        return draft
+
+    @property
+    def is_own_file(self) -> bool:
+        """Whether the content is in a file of its own."""
+        return self._file is not None
+
+    @property
+    def file_bytes(self) -> int:
+        """Bytes it takes on disk outside of the log."""
+        return self.size if self._file is not None else 0
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Return up to *size* bytes from *offset* on. Raises Unavailable."""
+        size = max(0, min(size, self.size - offset))
+        if self._buffer is not None:
+            return bytes(memoryview(self._buffer)[offset : offset + size])
+        if self._file is not None:
+            return self._file.read(offset, size)
+        assert self._place is not None
+        return self._store.read(self._place, offset, size)
+
+    def pieces(self) -> Iterator[bytes]:
+        """Yield all of the content, in pieces. Raises Unavailable, Corrupt (it is cut short)."""
+        for offset in range(0, self.size, _PIECE):
+            piece = self.read(offset, _PIECE)
+            if len(piece) != min(_PIECE, self.size - offset):
+                raise Corrupt("the journal's content is cut short")
+            yield piece
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Write *data* at *offset*; a gap is filled with zeros. Raises Full, Unavailable, Forbidden."""
+        stop = offset + len(data)
+        if stop > _SIZE_LIMIT:
+            raise Forbidden(f"a datapoint has at most {_SIZE_LIMIT} bytes")
+        self.version += 1
+        if stop > INLINE_LIMIT and self._file is None:
+            self._move_to_file()
+        if self._file is not None:
+            self._file.write(offset, data)
+            self._extend_crc(offset, data)
+        else:
+            buffer = self._in_memory()
+            if offset > len(buffer):
+                buffer.extend(bytes(offset - len(buffer)))
+            buffer[offset:stop] = data
+        self.size = max(self.size, stop)
+
+    def truncate(self, size: int) -> None:
+        """Cut it to *size* bytes, or fill it up with zeros. Raises Full, Unavailable, Forbidden."""
+        if size > _SIZE_LIMIT:
+            raise Forbidden(f"a datapoint has at most {_SIZE_LIMIT} bytes")
+        self.version += 1
+        if size > INLINE_LIMIT and self._file is None:
+            self._move_to_file()
+        if self._file is not None:
+            self._file.truncate(size)
+            if size < self._crc_length:
+                self._crc = self._crc_length = 0
+        else:
+            buffer = self._in_memory()
+            del buffer[size:]
+            buffer.extend(bytes(size - len(buffer)))
+        self.size = size
+
+    def inline_content(self) -> bytes | None:
+        """Return the content if it belongs into the log, None if it has a file of its own."""
+        return None if self._file is not None else self.read(0, self.size)
+
+    def rest_in_log(self, place: Place) -> None:
+        """The log has the content now: memory need not."""
+        self._buffer, self._place, self.size = None, place, place.size
+
+    def known_crc(self) -> int | None:
+        """Return the CRC32C of the content if that needs no reading: written from begin to end, or empty."""
+        return self._crc if self._crc_length == self.size else None
+
+    def checksum(self) -> int:
+        """Return the CRC32C of all of the content, by reading it. Blocks: for a worker thread."""
+        crc = 0
+        for piece in self.pieces():
+            crc = crc32c(piece, crc)
+        return crc
+
+    def learn_crc(self, crc: int) -> None:
+        """Remember the CRC32C of the content as it is now."""
+        self._crc, self._crc_length = crc, self.size
+
+    def sync(self) -> None:
+        """Make a file of its own survive a loss of power. Blocks: for a worker thread."""
+        if self._file is not None:
+            self._file.sync()
+
+    def moved_in_log(self, old: Place, new: Place) -> None:
+        """The log has the content of *old* at *new* now."""
+        if self._place == old:
+            self._place = new
+
+    def detach(self) -> None:
+        """Take the content off the disk while somebody may still read (and, unlinked, write) it."""
+        if self._file is not None:
+            self._remove_file()
+        else:
+            self._in_memory()
+
+    def close(self) -> None:
+        """Take the content off the disk and give everything back; nothing can be read any more."""
+        if self._file is not None:
+            self._remove_file()
+            self._file.close()
+        self._buffer, self._place, self._file, self.size = bytearray(), None, None, 0
+
+    def _remove_file(self) -> None:
+        if self._file is not None and not self._removed:
+            self._file.remove()
+            self._removed = True
+
+    def _in_memory(self) -> bytearray:
+        if self._buffer is None:
+            assert self._place is not None
+            self._buffer, self._place = bytearray(self._store.read(self._place, 0, self._place.size)), None
+        return self._buffer
+
+    def _move_to_file(self) -> None:
+        content = self.read(0, self.size)
+        file = self._store.create_content(self._entry)
+        try:
+            file.write(0, content)
+        except BaseException:
+            file.remove()
+            file.close()
+            raise
+        self._file, self._buffer, self._place = file, None, None
+        self._crc, self._crc_length = crc32c(content), len(content)
+
+    def _extend_crc(self, offset: int, data: bytes) -> None:
+        if offset == self._crc_length:
+            self._crc, self._crc_length = crc32c(data, self._crc), offset + len(data)
+        elif offset < self._crc_length:
+            self._crc = self._crc_length = 0

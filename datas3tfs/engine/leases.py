@@ -1,0 +1,195 @@
+"""The keys this journal holds in Postgres, mirrored in memory, so that most creates need no SQL.
+
+Keys are leased in runs: who creates keys in ascending order gets the next ones ahead, as many as it will
+use in half a second; what is not used for a second is given back. So a key that nobody writes is blocked
+for others for a moment only, and `hold` waits that moment before it says that a key is taken.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import trio
+
+from datas3tfs.core.model import DatasetId, HolderId
+from datas3tfs.core.names import KEY_LIMIT
+from datas3tfs.core.spans import Span
+from datas3tfs.core.spanset import SpanSet
+from datas3tfs.engine.entries import Entries
+from datas3tfs.engine.snapshot import Snapshots
+from datas3tfs.errors import Conflict, Datas3tError, Unavailable
+from datas3tfs.ports import Leases
+
+log = logging.getLogger(__name__)
+
+_RENEW_SECONDS = 60.0  # a holder expires after ten minutes without renewal
+_AHEAD_SECONDS = 0.5  # how much creating is leased in one go …
+_AHEAD_LIMIT = 1024  # … but never more keys
+_IDLE_SECONDS = 1.0  # after this long without a create, what is leased ahead is given back
+_TAKEN_SECONDS = 2.5  # how long a key must be taken to be so: longer than others hold keys ahead
+_TAKEN_PAUSE = 0.25
+
+
+@dataclass(slots=True)
+class _Held:
+    """The keys held of one dataset, and how they were asked for of late."""
+
+    keys: SpanSet = field(default_factory=SpanSet)
+    accepted: SpanSet = field(default_factory=SpanSet)  # … those that expiry gives to nobody
+    wanted: Counter[int] = field(default_factory=Counter)  # keys that are about to get an entry
+    released: trio.Event | None = None  # set when the release under way has ended
+    last_key: int = -2
+    last_at: float = -1e9
+    streak: int = 0  # consecutive keys in a row
+    interval: float = _AHEAD_SECONDS  # seconds between creates, smoothed
+
+
+class KeyLeases:
+    """Holds keys for the entries of one journal."""
+
+    def __init__(
+        self, leases: Leases, holder: HolderId, place: str, entries: Entries, snapshots: Snapshots
+    ) -> None:
+        self._leases = leases
+        self._holder = holder
+        self._place = place
+        self._entries = entries
+        self._snapshots = snapshots
+        self._held: dict[DatasetId, _Held] = {}
+
+    @property
+    def holder(self) -> HolderId:
+        """Whose they are."""
+        return self._holder
+
+    def know(self, dataset_id: DatasetId, keys: Span, *, accepted: bool) -> None:
+        """Take note of keys that are held (at the beginning, or again after a failed commit)."""
+        held = self._held.setdefault(dataset_id, _Held())
+        held.keys.add(keys)
+        if accepted:
+            held.accepted.add(keys)
+
+    def part_with(self, dataset_id: DatasetId, keys: Span) -> None:
+        """Take note that keys are held no longer: they are committed."""
+        if (held := self._held.get(dataset_id)) is not None:
+            held.keys.remove(keys)
+            held.accepted.remove(keys)
+
+    def holds(self, dataset_id: DatasetId, key: int) -> bool:
+        """Say whether a key is held."""
+        return dataset_id in self._held and key in self._held[dataset_id].keys
+
+    @asynccontextmanager
+    async def holding(self, dataset_id: DatasetId, key: int) -> AsyncIterator[None]:
+        """Hold *key* for the length of the block, in which it gets an entry; that keeps it held.
+
+        Raises Conflict (taken), NotFound, Unavailable.
+        """
+        held = self._held.setdefault(dataset_id, _Held())
+        ahead = _ahead(held, key, trio.current_time())
+        held.wanted[key] += 1
+        try:
+            while held.released is not None:  # or the key would be freed after it was asked for
+                await held.released.wait()
+            if key not in held.keys:
+                await self._take(dataset_id, Span(key, min(key + ahead, KEY_LIMIT)))
+            yield
+        finally:
+            held.wanted[key] -= 1
+            if not held.wanted[key]:
+                del held.wanted[key]
+
+    async def _take(self, dataset_id: DatasetId, wanted: Span) -> None:
+        deadline = trio.current_time() + _TAKEN_SECONDS
+        while True:
+            try:
+                lease = await self._leases.take(self._holder, dataset_id, wanted, accepted=wanted.length > 1)
+            except Conflict:
+                if trio.current_time() > deadline or await self._is_committed(dataset_id, wanted.start):
+                    raise
+                await trio.sleep(_TAKEN_PAUSE)
+            else:
+                self.know(dataset_id, lease.keys, accepted=lease.accepted)
+                return
+
+    async def _is_committed(self, dataset_id: DatasetId, key: int) -> bool:
+        return (await self._snapshots.of(dataset_id)).position(key) is not None
+
+    async def accept(self, dataset_id: DatasetId, key: int) -> None:
+        """Make sure that nobody can take *key* over, whatever becomes of us. Raises Conflict (somebody
+        has), Unavailable."""
+        held = self._held.get(dataset_id)
+        if held is not None and key in held.accepted:
+            return
+        await self._leases.accept(self._holder, dataset_id, key)
+        self.know(dataset_id, Span(key, key + 1), accepted=True)
+
+    async def keep(self) -> None:
+        """Renew, and give back what is idle, for ever."""
+        renewed = trio.current_time()
+        while True:
+            await trio.sleep(_IDLE_SECONDS / 2)
+            try:
+                if trio.current_time() - renewed >= _RENEW_SECONDS:
+                    await self._leases.enrol(self._holder, self._place)
+                    renewed = trio.current_time()
+                await self.release_idle()
+            except Datas3tError as exc:
+                log.debug("leases could not be looked after yet: %s", exc)
+
+    async def release_idle(self) -> None:
+        """Give back keys without an entry in datasets where nothing was created of late."""
+        before = trio.current_time() - _IDLE_SECONDS
+        for dataset_id, held in list(self._held.items()):
+            if held.last_at <= before and not held.wanted:
+                await self._release(dataset_id, held, _unused(held.keys, self._entries, dataset_id))
+
+    async def release_unused(self, dataset_id: DatasetId) -> None:
+        """Give back all keys of a dataset without an entry. Raises Unavailable."""
+        held = self._held.get(dataset_id)
+        if held is not None and not held.wanted:
+            await self._release(dataset_id, held, _unused(held.keys, self._entries, dataset_id))
+
+    async def _release(self, dataset_id: DatasetId, held: _Held, unused: list[Span]) -> None:
+        if held.released is not None or not unused:
+            return
+        held.released = trio.Event()
+        try:
+            for keys in unused:
+                self.part_with(dataset_id, keys)
+                await self._leases.release(self._holder, dataset_id, keys)
+        except Unavailable:
+            # Perhaps freed, perhaps not: as they do not count as accepted, `accept` will ask.
+            self.know(dataset_id, keys, accepted=False)
+            raise
+        finally:
+            held.released.set()
+            held.released = None
+
+
+def _ahead(held: _Held, key: int, now: float) -> int:
+    """Return how many keys from *key* on are worth leasing; take note of the create."""
+    pause = min(now - held.last_at, _IDLE_SECONDS)
+    held.streak = held.streak + 1 if key == held.last_key + 1 else 0
+    held.interval = 0.75 * held.interval + 0.25 * pause
+    held.last_key, held.last_at = key, now
+    if not held.streak:
+        return 1
+    return max(1, min(_AHEAD_LIMIT, 2 * held.streak, int(_AHEAD_SECONDS / max(held.interval, 1e-4))))
+
+
+def _unused(keys: SpanSet, entries: Entries, dataset_id: DatasetId) -> list[Span]:
+    unused: list[Span] = []
+    for span in keys:
+        start = span.start
+        while start < span.stop:
+            used = entries.next_key(dataset_id, start)
+            stop = span.stop if used is None else min(used, span.stop)
+            if start < stop:
+                unused.append(Span(start, stop))
+            start = stop + 1
+    return unused

@@ -1,0 +1,182 @@
+"""What an earlier process has left in a journal: read it, and bring it in line with Postgres.
+
+Reading needs the journal alone (`replay`; `datas3tfs journal list` and `export` use no more). `reconcile`
+then asks Postgres what became of uploads under way, and makes sure that the keys are still held. Doing either
+twice does no harm.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+
+import trio
+
+from datas3tfs.core.journalrecords import Accepted, Begun, EntryId, Gone, Place, Renamed
+from datas3tfs.core.model import DatasetId, UploadId
+from datas3tfs.core.spans import Span
+from datas3tfs.engine.draft import Draft
+from datas3tfs.engine.entries import Entry, EntryState, Safe
+from datas3tfs.engine.journal import Journal
+from datas3tfs.errors import Conflict, Corrupt, Datas3tError, NotFound
+from datas3tfs.ports import JournalStore, Leases, Uploads
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """An accepted file, as the records say."""
+
+    says: Accepted  # without content
+    place: Place
+    inline: bool
+
+
+@dataclass(slots=True)
+class Replayed:
+    """What the log amounts to: accepted files by number, and uploads whose outcome it does not know."""
+
+    files: dict[EntryId, Found] = field(default_factory=dict)
+    begun: list[Begun] = field(default_factory=list)
+    superseded: list[Place] = field(default_factory=list)
+    last: int = 0  # the highest number given out
+    _names: dict[tuple[DatasetId, str], EntryId] = field(default_factory=dict)
+
+    def accept(self, found: Found) -> None:
+        """Take in an Accepted record."""
+        self._forget(found.says.entry)
+        self._name(found)
+
+    def rename(self, record: Renamed) -> None:
+        """Take in a Renamed record."""
+        old = self.files.get(record.entry)
+        if old is not None:
+            self._unname(old)
+            says = replace(old.says, dataset_id=record.dataset_id, dataset=record.dataset, name=record.name)
+            self._name(replace(old, says=says))
+
+    def remove(self, entries: Iterable[EntryId]) -> None:
+        """Take in a Gone record."""
+        for entry in entries:
+            self._forget(entry)
+
+    def _name(self, found: Found) -> None:
+        """A name belongs to whoever got it last; what had it before was replaced."""
+        name = found.says.dataset_id, found.says.name
+        replaced = self._names.get(name)
+        if replaced is not None and replaced != found.says.entry:
+            self._forget(replaced)
+        self.files[found.says.entry], self._names[name] = found, found.says.entry
+        self.last = max(self.last, found.says.entry)
+
+    def _forget(self, entry: EntryId) -> None:
+        found = self.files.pop(entry, None)
+        if found is not None:
+            self._unname(found)
+            self.superseded.append(found.place)
+
+    def _unname(self, found: Found) -> None:
+        name = found.says.dataset_id, found.says.name
+        if self._names.get(name) == found.says.entry:
+            del self._names[name]
+
+
+def replay(store: JournalStore) -> Replayed:
+    """Read the log from begin to end. Blocks: for a worker thread. Raises Unavailable, Corrupt."""
+    replayed = Replayed()
+    for record, place in store.records():
+        match record:
+            case Accepted():
+                # One of no bytes may have had a file of its own, which is as empty.
+                inline = record.crc is not None and place.size == record.size
+                replayed.accept(Found(record, place, inline))
+            case Renamed():
+                replayed.rename(record)
+            case Gone():
+                replayed.remove(record.entries)
+                replayed.last = max(replayed.last, *record.entries)
+            case Begun():
+                replayed.begun.append(record)
+    return replayed
+
+
+async def reconcile(
+    replayed: Replayed, store: JournalStore, journal: Journal, uploads: Uploads, leases: Leases
+) -> None:
+    """Put what is left into *journal*, its keys held; finish what was committed. Raises Unavailable."""
+    await leases.enrol(store.holder, store.place)
+    await _settle_uploads(replayed, store, uploads)
+    for place in replayed.superseded:
+        store.drop(place)
+    journal.number_after(EntryId(max(replayed.last, *store.contents(), 0)))
+    for found in replayed.files.values():
+        entry = await trio.to_thread.run_sync(entry_of, store, found)
+        journal.adopt(entry)
+    await trio.to_thread.run_sync(_remove_orphans, store, replayed)
+    await _hold_keys(store, journal, leases)
+
+
+async def _settle_uploads(replayed: Replayed, store: JournalStore, uploads: Uploads) -> None:
+    await uploads.abandon_all(store.holder)  # nobody is writing them: we have the journal to ourselves
+    asked: set[UploadId] = set()
+    for begun in replayed.begun:
+        left = tuple(entry for entry in begun.entries if entry in replayed.files)
+        if not left or begun.upload in asked:
+            continue
+        asked.add(begun.upload)
+        if await uploads.published(begun.upload) is not None:
+            store.append(Gone(left))
+            replayed.remove(left)
+            log.info("%d datapoints had been committed already", len(left))
+
+
+def entry_of(store: JournalStore, found: Found) -> Entry:
+    """Return the entry of an accepted file; refused if its content is not there."""
+    says = found.says
+    problem: Datas3tError | None = None
+    try:
+        if found.inline:
+            draft = Draft.in_log(store, says.entry, found.place)
+        else:
+            draft = Draft.in_file(store, says.entry, None if says.crc is None else says.size)
+            if says.crc is not None:
+                draft.learn_crc(says.crc)
+    except (Corrupt, NotFound) as exc:
+        log.error("%s/%s: kept in the journal, but damaged: %s", says.dataset, says.name, exc)
+        draft, problem = Draft(store, says.entry), Corrupt(str(exc))
+    entry = Entry(says.entry, says.dataset_id, says.dataset, says.name, draft, says.mtime_ns)
+    entry.safe = Safe(found.place, found.inline, says.size, says.crc, says.mtime_ns)
+    entry.changed = False
+    if problem is not None:
+        entry.state, entry.problem = EntryState.REFUSED, problem
+    return entry
+
+
+def _remove_orphans(store: JournalStore, replayed: Replayed) -> None:
+    """Delete the content files of files that were never accepted, or are gone."""
+    needed = {number for number, found in replayed.files.items() if not found.inline}
+    for number in store.contents():
+        if number not in needed:
+            content = store.open_content(number)
+            content.remove()
+            content.close()
+
+
+async def _hold_keys(store: JournalStore, journal: Journal, leases: Leases) -> None:
+    """Make sure of the keys of all entries; refuse those whose keys somebody else has now."""
+    for lease in await leases.held(store.holder):
+        journal.leases.know(lease.dataset_id, lease.keys, accepted=lease.accepted)
+    for entry in journal.entries:
+        if entry.key is None or entry.state is EntryState.REFUSED:
+            continue
+        try:
+            if not journal.leases.holds(entry.dataset_id, entry.key):
+                wanted = Span(entry.key, entry.key + 1)
+                lease = await leases.take(store.holder, entry.dataset_id, wanted, accepted=True)
+                journal.leases.know(entry.dataset_id, lease.keys, accepted=lease.accepted)
+            await journal.leases.accept(entry.dataset_id, entry.key)
+        except (Conflict, NotFound) as exc:
+            log.error("%s/%s: kept in the journal, cannot be committed: %s", entry.dataset, entry.name, exc)
+            entry.state, entry.problem = EntryState.REFUSED, exc

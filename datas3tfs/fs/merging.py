@@ -1,0 +1,103 @@
+"""Answers to readdir where there are uncommitted files, too: datapoints of both kinds in the order of their
+keys, then files with temporary names.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import aclosing
+from dataclasses import dataclass
+
+import pyfuse3
+
+from datas3tfs.core.inodes import EntryNode, Inodes
+from datas3tfs.core.model import DatasetId
+from datas3tfs.engine.entries import Entries, Entry
+from datas3tfs.engine.tree import Rows, Tree
+from datas3tfs.errors import Datas3tError
+from datas3tfs.fs.attributes import Attributes
+from datas3tfs.fs.known import KnownEntries
+from datas3tfs.fs.listing import KEY_MAX, Listing
+
+# Offset where files with temporary names begin; each one's is this plus its number plus one.
+_TEMPORARIES = -(2**63)
+
+
+@dataclass(slots=True)
+class _Answer:
+    """An answer being filled."""
+
+    dataset_id: DatasetId
+    token: pyfuse3.ReaddirToken
+    listed: int = 0
+
+
+class MergedListing(Listing):
+    """Lists what is committed and what is not, each key once."""
+
+    def __init__(
+        self, tree: Tree, attributes: Attributes, inodes: Inodes, entries: Entries, known: KnownEntries
+    ) -> None:
+        super().__init__(tree, attributes, inodes)
+        self._entries = entries
+        self._known = known
+
+    async def datapoints(self, dataset_id: DatasetId, start: int, token: pyfuse3.ReaddirToken) -> None:
+        answer = _Answer(dataset_id, token)
+        if start >= 0:
+            try:
+                if not await self._keys(answer, start):
+                    return
+            except Datas3tError:
+                if not answer.listed:
+                    raise
+                return
+        number = start - _TEMPORARIES if start < 0 else 0
+        for entry in self._entries.temporaries(dataset_id, number):
+            if not self._entry(answer, entry, _TEMPORARIES + entry.id + 1):
+                return
+
+    async def _keys(self, answer: _Answer, start: int) -> bool:
+        """List all datapoints from key *start* on; say whether there was room."""
+        key = start
+        async with aclosing(self._tree.listing(answer.dataset_id, start)) as batches:
+            async for rows in batches:
+                if not self._uncommitted(answer, key, rows.first_key) or not self._merged(answer, rows):
+                    return False
+                key = rows.first_key + len(rows.names)
+        return self._uncommitted(answer, key, KEY_MAX + 1)
+
+    def _uncommitted(self, answer: _Answer, start: int, stop: int) -> bool:
+        """List the uncommitted datapoints with keys from *start* to before *stop*."""
+        while (key := self._entries.next_key(answer.dataset_id, start)) is not None and key < stop:
+            entry = self._entries.at_key(answer.dataset_id, key)
+            assert entry is not None
+            if not self._entry(answer, entry, key + 1 if key < KEY_MAX else _TEMPORARIES):
+                return False
+            start = key + 1
+        return True
+
+    def _merged(self, answer: _Answer, rows: Rows) -> bool:
+        """List committed datapoints, but for those that the journal still has: these as they are there."""
+        at, stop = rows.first_key, rows.first_key + len(rows.names)
+        while at < stop:
+            found = self._entries.next_key(answer.dataset_id, at)
+            until = stop if found is None else min(found, stop)
+            if until > at:
+                count = self._rows(answer.dataset_id, rows.part(at, until), answer.token, _TEMPORARIES)
+                answer.listed += count
+                if count < until - at:
+                    return False
+            if until < stop and not self._uncommitted(answer, until, until + 1):
+                return False
+            at = until + 1
+        return True
+
+    def _entry(self, answer: _Answer, entry: Entry, after: int) -> bool:
+        attributes = self._attributes.entry(entry, self._inodes.number(EntryNode(entry.id)))
+        name = pyfuse3.FileNameT(os.fsencode(entry.name))
+        if not pyfuse3.readdir_reply(answer.token, name, attributes, after):
+            return False
+        self._known.told(entry)
+        answer.listed += 1
+        return True
