@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from uuid import UUID
 
 import pytest
 import trio
@@ -11,7 +12,7 @@ from datas3tfs.core.model import BucketId, DatasetId, Upload, UploadIntent
 from datas3tfs.core.names import KEY_LIMIT, parse_data_object_key
 from datas3tfs.core.spans import Span
 from datas3tfs.errors import Conflict, Invalid, NotFound
-from tests.harness.catalogs import SPEC, World, outcome
+from tests.harness.catalogs import ME, SPEC, World, outcome
 
 
 async def test_buckets_are_listed_without_and_read_with_credentials(world: World) -> None:
@@ -47,6 +48,58 @@ async def test_datasets_have_valid_names_of_their_own(world: World) -> None:
     assert (await world.here.reader.dataset("dogs")).id == dogs
     with pytest.raises(NotFound, match="birds"):
         await world.here.reader.dataset("birds")
+
+
+async def test_an_empty_dataset_can_be_removed(world: World) -> None:
+    dogs = await world.here.registry.add_dataset("dogs", "store")
+    async with world.there.reader.changes() as feed:
+        with trio.fail_after(10):
+            while len(await world.there.reader.datasets()) < 2:
+                await feed.wait()
+            await world.here.registry.remove_dataset(dogs)
+            while len(await world.there.reader.datasets()) > 1:
+                await feed.wait()
+    for dataset_id in (dogs, DatasetId(10**9)):
+        with pytest.raises(NotFound, match=str(dataset_id)):
+            await world.here.registry.remove_dataset(dataset_id)
+    again = await world.here.registry.add_dataset("dogs", "store")
+    assert again != dogs
+
+
+async def test_a_dataset_with_a_key_taken_stays(world: World) -> None:
+    async def refused() -> None:
+        with pytest.raises(Conflict, match="not empty"):
+            await world.there.registry.remove_dataset(world.dataset_id)
+
+    await world.here.leases.enrol(ME, "here:/journal")
+    await world.take(ME, 0, 1)
+    await refused()
+    upload = await world.begin(0, 1, holder=ME)
+    await refused()
+    await world.here.uploads.abandon(upload.id)
+    await refused()
+    await world.here.leases.dismiss(ME)
+    upload = await world.begin(5, 6)
+    await world.here.uploads.publish(upload.id)
+    await refused()
+    assert [dataset.name for dataset in await world.here.reader.datasets()] == ["cats"]
+
+
+async def test_a_removed_dataset_leaves_its_object_names_used(world: World) -> None:
+    names = set()
+    for _ in range(2):
+        dogs = await world.here.registry.add_dataset("dogs", "store")
+        upload = await world.here.uploads.begin(UploadIntent(dogs, Span(0, 1), 1))
+        names.add(upload.data_key)
+        await world.here.uploads.abandon(upload.id)
+        await world.here.registry.remove_dataset(dogs)
+    assert len(names) == 2
+
+
+async def test_an_installation_has_a_name_for_ever(world: World) -> None:
+    name = await world.here.registry.installation()
+    assert str(UUID(name)) == name
+    assert await world.there.registry.installation() == name
 
 
 async def test_an_empty_dataset_says_so(world: World) -> None:

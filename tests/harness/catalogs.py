@@ -35,6 +35,7 @@ class World:
     dataset_id: DatasetId
     expire: Callable[[UploadId], None]
     expire_holder: Callable[[HolderId], None]
+    counters: Counters
 
     async def begin(
         self, start: int, stop: int, *, fresh: bool = False, holder: HolderId | None = None
@@ -77,6 +78,7 @@ def catalog_place(request: pytest.FixtureRequest) -> Iterator[tuple[PostgresServ
 @pytest.fixture
 async def world(catalog_place: tuple[PostgresServer, str] | None) -> AsyncIterator[World]:
     """Every catalog in turn."""
+    counters = Counters()
     async with AsyncExitStack() as stack:
         if catalog_place is None:
             memory = MemoryCatalog()
@@ -88,8 +90,7 @@ async def world(catalog_place: tuple[PostgresServer, str] | None) -> AsyncIterat
             # Only notifications can bring news: the first poll is also the last.
             settings = CatalogSettings(poll_proven=3600, poll_unproven=3600)
             here, there = [
-                await stack.enter_async_context(open_catalog(url, key, Counters(), settings))
-                for _ in range(2)
+                await stack.enter_async_context(open_catalog(url, key, counters, settings)) for _ in range(2)
             ]
 
             def expire_row(table: str, row_id: object) -> None:
@@ -104,4 +105,4 @@ async def world(catalog_place: tuple[PostgresServer, str] | None) -> AsyncIterat
             )
         await here.registry.add_bucket(SPEC)
         cats = await here.registry.add_dataset("cats", "store")
-        yield World(here, there, cats, expire, expire_holder)
+        yield World(here, there, cats, expire, expire_holder, counters)
