@@ -29,6 +29,23 @@ _GONE_SECONDS = 30.0  # for the daemon to leave after its mount is gone
 Mountpoint = Annotated[Path, typer.Argument(help="The directory.", metavar="MOUNTPOINT")]
 
 
+Uid = Annotated[
+    int | None, typer.Option(min=0, max=2**32 - 2, help="Whom files belong to.", show_default="you")
+]
+Gid = Annotated[int | None, typer.Option(min=0, max=2**32 - 2, help="And which group.", show_default="yours")]
+Bucket = Annotated[
+    str | None, typer.Option(help="Where mkdir makes datasets.", show_default="the only one there is")
+]
+JournalDir = Annotated[
+    Path | None,
+    typer.Option(help="Where files wait to be committed.", show_default="one for each mount point"),
+]
+Fsync = Annotated[
+    str | None, typer.Option(help="What fsync waits for: commit, or journal (this machine's disk).")
+]
+Lazy = Annotated[bool, typer.Option("--lazy", help="Also if it is in use or cannot commit.")]
+
+
 def mount(
     ctx: typer.Context,
     mountpoint: Mountpoint,
@@ -36,51 +53,31 @@ def mount(
     daemon: Annotated[bool, typer.Option("--daemon", help="Return once it is mounted.")] = False,
     read_only: Annotated[bool, typer.Option("--read-only", help="Write nothing; reads are faster.")] = False,
     allow_other: Annotated[bool, typer.Option("--allow-other", help="Let other users in, too.")] = False,
-    uid: Annotated[
-        int | None, typer.Option(min=0, max=2**32 - 2, help="Whom files belong to.", show_default="you")
-    ] = None,
-    gid: Annotated[
-        int | None, typer.Option(min=0, max=2**32 - 2, help="And which group.", show_default="yours")
-    ] = None,
+    uid: Uid = None,
+    gid: Gid = None,
     umask: Annotated[str, typer.Option(help="Permission bits to take away, octal.")] = "022",
     cache_dir: Annotated[Path | None, typer.Option(help="Where indices are cached.")] = None,
     cache_size: Annotated[str | None, typer.Option(help="How large the cache may be, e.g. 10GiB.")] = None,
+    bucket: Bucket = None,
+    journal_dir: JournalDir = None,
+    journal_size: Annotated[str | None, typer.Option(help="How much may wait there, e.g. 10GiB.")] = None,
+    batch_bytes: Annotated[str | None, typer.Option(help="Commit when so much waits, e.g. 64MiB.")] = None,
+    batch_age: Annotated[float | None, typer.Option(help="Or seconds after the oldest was closed.")] = None,
+    fsync: Fsync = None,
     io_timeout: Annotated[float | None, typer.Option(help="Seconds after which a read gives EIO.")] = None,
     log_file: Annotated[Path | None, typer.Option(help="Where log lines go instead of stderr.")] = None,
-    bucket: Annotated[
-        str | None, typer.Option(help="Where mkdir makes datasets.", show_default="the only one there is")
-    ] = None,
-    journal_dir: Annotated[
-        Path | None,
-        typer.Option(help="Where files wait to be committed.", show_default="one for each mount point"),
-    ] = None,
-    journal_size: Annotated[str | None, typer.Option(help="How much may wait there, e.g. 10GiB.")] = None,
-    batch_bytes: Annotated[
-        str | None, typer.Option(help="Commit when so much is waiting, e.g. 64MiB.")
-    ] = None,
-    batch_age: Annotated[float | None, typer.Option(help="Or seconds after the oldest was closed.")] = None,
-    fsync: Annotated[
-        str | None, typer.Option(help="What fsync waits for: commit, or journal (this machine's disk).")
-    ] = None,
 ) -> None:
     """Show datasets as directories until unmounted, or stopped by SIGTERM or Ctrl-C."""
-    chosen = settings(
-        ctx,
-        cache_dir=cache_dir,
-        cache_size=cache_size,
-        io_timeout=io_timeout,
-        journal_dir=journal_dir,
-        journal_size=journal_size,
-        batch_bytes=batch_bytes,
-        batch_age=batch_age,
-        fsync=fsync,
-    )
+    sizes = {"cache_size": cache_size, "journal_size": journal_size, "batch_bytes": batch_bytes}
+    rest = {"batch_age": batch_age, "fsync": fsync, "io_timeout": io_timeout}
+    chosen = settings(ctx, cache_dir=cache_dir, journal_dir=journal_dir, **sizes, **rest)
+    kept = chosen.journal_dir or config.journals_dir() / _plain(mountpoint.absolute())
     options = MountOptions(
         mountpoint.absolute(),
         dataset,
         Ownership(os.getuid() if uid is None else uid, os.getgid() if gid is None else gid, _octal(umask)),
         allow_other,
-        None if read_only else chosen.journal_dir or config.journals_dir() / _plain(mountpoint.absolute()),
+        None if read_only else kept,
         bucket,
     )
     prepare(options.mountpoint)  # so that wrong usage is reported before anything else happens
@@ -109,10 +106,7 @@ def flush(mountpoint: Mountpoint) -> None:
 
 def umount(
     mountpoint: Mountpoint,
-    lazy: Annotated[
-        bool,
-        typer.Option("--lazy", help="Also if it is in use, or cannot commit: its journal keeps the rest."),
-    ] = False,
+    lazy: Lazy = False,
 ) -> None:
     """Commit, unmount, and wait until the daemon has ended."""
     target = require_ours(mountpoint)

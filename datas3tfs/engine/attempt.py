@@ -104,7 +104,7 @@ class Attempts:
         except BaseException as exc:
             self._put_back(attempt.entries, Unavailable(f"{attempt}: interrupted"))
             raise exc
-        await self._finished(attempt, datarange)
+        self._finished(attempt, datarange)
         return True
 
     async def _commit(self, attempt: Attempt) -> Datarange:
@@ -165,7 +165,7 @@ class Attempts:
         parts = [part for part in (attempt.entries[:at], attempt.entries[at + 1 :]) if part]
         return all([await self.run(Attempt(attempt.dataset_id, part)) for part in parts])
 
-    async def _finished(self, attempt: Attempt, datarange: Datarange) -> None:
+    def _finished(self, attempt: Attempt, datarange: Datarange) -> None:
         for entry in attempt.entries:
             entry.state = EntryState.COMMITTED
             entry.wake()

@@ -113,7 +113,7 @@ class Journal:
         entry.quiet_since = trio.current_time()
         self.backlog.note(entry)
 
-    async def read(self, entry: Entry, offset: int, size: int) -> bytes:
+    def read(self, entry: Entry, offset: int, size: int) -> bytes:
         """Read from a file. Raises Unavailable."""
         return entry.draft.read(offset, size)
 

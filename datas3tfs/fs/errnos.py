@@ -28,7 +28,7 @@ from datas3tfs.errors import (
 
 log = logging.getLogger(__name__)
 
-# A branch's leaves stand before it: the first that fits counts.
+# The class nearest to an error's own counts.
 ERRNOS: dict[type[Datas3tError], int] = {
     Forbidden: errno.EPERM,
     Full: errno.ENOSPC,
@@ -50,7 +50,7 @@ _Handler = Callable[Concatenate[S, P], Coroutine[Any, Any, T]]
 
 def errno_of(error: Datas3tError) -> int:
     """Return the errno a caller gets for *error*; EIO for one that nobody should have raised."""
-    return next((number for branch, number in ERRNOS.items() if isinstance(error, branch)), errno.EIO)
+    return next((ERRNOS[cls] for cls in type(error).__mro__ if cls in ERRNOS), errno.EIO)
 
 
 class Complaints:

@@ -155,7 +155,7 @@ class ReadWriteOperations(Operations):
     @answers_errno
     async def _read_entry(self, entry: Entry, off: int, size: int) -> bytes:
         self._counters.add("fuse.read")
-        data = await self._journal.read(entry, off, size)
+        data = self._journal.read(entry, off, size)
         self._counters.add("fuse.read_bytes", len(data))
         return data
 

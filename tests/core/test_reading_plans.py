@@ -214,7 +214,7 @@ def test_ordinary_inode_numbers_are_the_same_in_every_mount(dataset: int, key: i
 
 def test_numbers_never_given_out_are_refused() -> None:
     with pytest.raises(Invalid):
-        Inodes().node((1 << 22) << 40)
+        Inodes().node(((1 << 22) + 1) << 40)
 
 
 @given(st.integers(0, 2**42), st.integers(1, 50), st.integers(0, 30))

@@ -50,10 +50,9 @@ def error_classes() -> list[type[Datas3tError]]:
 
 
 def test_every_branch_of_the_tree_has_exactly_one_errno() -> None:
-    assert set(ERRNOS) == set(error_classes()) == set(Datas3tError.__subclasses__())
+    leaves = {leaf for branch in Datas3tError.__subclasses__() for leaf in branch.__subclasses__()}
+    assert set(ERRNOS) == set(error_classes()) == set(Datas3tError.__subclasses__()) | leaves
     for cls in error_classes():
-        rows = [branch for branch in ERRNOS if issubclass(cls, branch)]
-        assert rows == [cls], "one row, so the order of the table does not matter"
         assert errno_of(cls("what")) == ERRNOS[cls]
         assert ERRNOS[cls] in errno.errorcode
 
@@ -86,12 +85,13 @@ async def test_results_and_errnos_pass_through(caplog: pytest.LogCaptureFixture)
     assert not caplog.records
 
 
-async def test_only_what_ends_in_eio_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+async def test_only_what_ends_in_eio_or_enospc_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     for error in error_classes():
         with pytest.raises(pyfuse3.FUSEError):
             await Shell().handle(error(f"a case of {error.__name__}"))
     assert sorted(record.getMessage() for record in caplog.records) == [
         "a case of Corrupt",
+        "a case of Full",
         "a case of Unavailable",
     ]
     assert {record.levelno for record in caplog.records} == {logging.ERROR}

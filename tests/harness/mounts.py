@@ -245,6 +245,7 @@ class Stack:
             "DATAS3TFS_DB_URL": self.db_url,
             "DATAS3TFS_ENCRYPTION_KEY": self.encryption_key,
             "DATAS3TFS_CACHE_DIR": str(self.home / "cache"),
+            "XDG_STATE_HOME": str(self.home / "state"),
             "DATAS3TFS_S3_ENDPOINT": self.s3.endpoint,
             "DATAS3TFS_S3_BUCKET": self.s3.bucket,
             "DATAS3TFS_S3_ACCESS_KEY": self.s3.access_key,
@@ -381,6 +382,10 @@ class Stack:
         """Write an object, past the product."""
         self.s3.client().put_object(Bucket=self.s3.bucket, Key=key, Body=body)
 
+    def journal_of(self, mountpoint: Path) -> Path:
+        """Return the journal's directory of a mount at *mountpoint*."""
+        return self.home / "state" / "datas3tfs" / "journals" / str(mountpoint).strip("/").replace("/", "-")
+
     def new_mountpoint(self) -> Path:
         """Make an empty directory to mount on."""
         self._mounts += 1
@@ -396,15 +401,17 @@ class Stack:
         io_timeout: float | None = None,
         path: Path | None = None,
         cold: bool = False,
+        write: bool = False,
         env: Mapping[str, str] | None = None,
         prefix: Sequence[str] = (),
     ) -> Iterator[Mount]:
-        """Mount with the options *words*; *cold* gives it a cache directory of its own, empty.
+        """Mount with the options *words*, read-only unless *write*; *cold* gives it a cache directory of its
+        own, empty. The journal's is derived from *path*, as for users.
 
         Leaving fails unless all is gone. *prefix* is a command to run it under.
         """
         path = path or self.new_mountpoint()
-        options = [*words]
+        options = [*words] if write else [*words, "--read-only"]
         options += ["--dataset", dataset] if dataset else []
         options += ["--io-timeout", f"{io_timeout:g}"] if io_timeout else []
         options += ["--cache-dir", str(self.home / f"cache-{secrets.token_hex(4)}")] if cold else []
