@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import logging
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import TypeVar
 
 import pytest
 import trio
 
 from datas3tfs.catalog import Catalog, CatalogSettings, generate_key, migrate, open_catalog
 from datas3tfs.core.counters import Counters
-from datas3tfs.core.model import BucketSpec, UploadIntent
+from datas3tfs.core.model import BucketSpec, DatasetId, Lease, UploadIntent
 from datas3tfs.core.spans import Span
-from datas3tfs.errors import Conflict, Unavailable
+from datas3tfs.errors import Conflict, NotFound, Unavailable
+from tests.harness.catalogs import ME
 from tests.harness.pgproxy import Fate, open_pgproxy
 from tests.harness.postgres import PostgresServer
+
+T = TypeVar("T")
 
 KEY = generate_key()
 SPEC = BucketSpec("store", "127.0.0.1:9000", "bucket-1", "access", "secret")
@@ -147,6 +151,89 @@ async def test_an_unknown_commit_is_looked_up(pg_url: str) -> None:
         assert await catalog.reader.dataranges(intent.dataset_id) == [made]
         with pytest.raises(Conflict):
             await catalog.uploads.begin(intent)
+
+
+class CommitsUnheard:
+    """A judge: each time it is armed, one COMMIT succeeds and the client does not hear of it."""
+
+    def __init__(self) -> None:
+        self.armed = False
+
+    def __call__(self, kind: bytes, body: bytes) -> Fate:
+        if self.armed and kind == b"C" and body == b"COMMIT\0":
+            self.armed = False
+            return Fate.BREAK
+        return Fate.PASS
+
+    async def during(self, call: Awaitable[T]) -> T:
+        """Return what *call* does, its COMMIT unheard."""
+        self.armed = True
+        result = await call
+        assert not self.armed, "there was no COMMIT"
+        return result
+
+
+async def held(catalog: Catalog) -> list[tuple[int, int, bool]]:
+    leases = await catalog.leases.held(ME)
+    return [(lease.keys.start, lease.keys.stop, lease.accepted) for lease in leases]
+
+
+async def test_an_unknown_commit_of_leases_is_found_or_done_again(pg_url: str) -> None:
+    judge = CommitsUnheard()
+    async with open_pgproxy(pg_url) as proxy, open_catalog(proxy.url, KEY, Counters(), BRISK) as catalog:
+        await catalog.registry.add_bucket(SPEC)
+        cats = await catalog.registry.add_dataset("cats", "store")
+        proxy.judge = judge
+        leases, uploads = catalog.leases, catalog.uploads
+        await judge.during(leases.enrol(ME, "here:/journal"))
+        lease = await judge.during(leases.take(ME, cats, Span(0, 100)))
+        assert lease == Lease(cats, Span(0, 100), accepted=False)
+        await judge.during(leases.accept(ME, cats, 50))
+        await judge.during(leases.release(ME, cats, Span(90, 100)))
+        assert await held(catalog) == [(0, 90, True)]
+
+        upload = await judge.during(uploads.begin(UploadIntent(cats, Span(10, 20), 1, ME)))
+        assert await held(catalog) == [(0, 10, True), (20, 90, True)]
+        await judge.during(uploads.confirm(upload.id))
+        await judge.during(uploads.abandon(upload.id))
+        assert await held(catalog) == [(0, 10, True), (10, 20, True), (20, 90, True)]
+        assert len(await catalog.graveyard.doomed(10)) == 2
+
+        upload = await judge.during(uploads.begin(UploadIntent(cats, Span(0, 90), 1, ME)))
+        assert await held(catalog) == []
+        made = await judge.during(uploads.publish(upload.id))
+        assert await uploads.published(upload.id) == made
+        assert await catalog.reader.dataranges(cats) == [made]
+
+        await uploads.begin(UploadIntent(cats, Span(200, 210), 1, ME))
+        await judge.during(uploads.abandon_all(ME))
+        assert await held(catalog) == [(200, 210, True)]
+        await judge.during(leases.dismiss(ME))
+        assert await leases.holders() == []
+
+
+async def test_an_unknown_removal_of_a_dataset_is_looked_up(pg_url: str) -> None:
+    judge = CommitsUnheard()
+    async with open_pgproxy(pg_url) as proxy, open_catalog(proxy.url, KEY, Counters(), BRISK) as catalog:
+        await catalog.registry.add_bucket(SPEC)
+        cats = await catalog.registry.add_dataset("cats", "store")
+        proxy.judge = judge
+        await judge.during(catalog.registry.remove_dataset(cats))
+        with pytest.raises(NotFound):
+            await catalog.registry.remove_dataset(cats)
+
+
+async def test_leases_wait_for_postgres_in_bounds(own: PostgresServer, own_url: str) -> None:
+    async with open_catalog(own_url, KEY, Counters(), CatalogSettings(operation_limit=0.3)) as catalog:
+        await catalog.leases.enrol(ME, "here:/journal")
+        own.freeze()
+        started = trio.current_time()
+        with pytest.raises(Unavailable):
+            await catalog.leases.enrol(ME, "here:/journal")
+        with pytest.raises(Unavailable):
+            await catalog.leases.take(ME, DatasetId(1), Span(0, 1))
+        assert trio.current_time() - started < 3
+        own.thaw()
 
 
 async def test_a_cut_before_the_commit_is_tried_again(pg_url: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import traceback
+from pathlib import Path
 
 import asyncpg
 import pytest
@@ -13,13 +14,15 @@ import trio
 from datas3tfs.catalog import SCHEMA_VERSION, generate_key, migrate, open_catalog, schema_text
 from datas3tfs.catalog.background import in_background, run_asyncio
 from datas3tfs.core.counters import Counters
-from datas3tfs.core.model import BucketSpec, Datarange, DatasetId, UploadIntent
+from datas3tfs.core.model import BucketSpec, Datarange, DatasetId, UploadId, UploadIntent
 from datas3tfs.core.spans import Span
 from datas3tfs.errors import Conflict, Corrupt, Datas3tError, Invalid, Unavailable
+from tests.harness.catalogs import ME
 from tests.harness.postgres import PostgresServer
 
 KEY = generate_key()
 SPEC = BucketSpec("store", "127.0.0.1:9000", "bucket-1", "the-access-key", "the-secret-key")
+VERSION_1 = Path(__file__).with_name("schema-1.sql")
 CLAIM = "INSERT INTO key_claims (dataset_id, first_key, last_key) VALUES"
 COUNT = "SELECT count(*) FROM"
 
@@ -93,6 +96,31 @@ async def test_the_schema_itself_refuses(postgres: PostgresServer, db_url: str, 
         postgres.sql(database_of(db_url), statement)
 
 
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "DELETE FROM lease_holders",
+        "DELETE FROM key_leases; DELETE FROM lease_holders",
+        "DELETE FROM datarange_uploads; DELETE FROM lease_holders",
+        "DELETE FROM key_claims WHERE first_key = 30",
+        "UPDATE key_leases SET last_key = 35",
+        "UPDATE key_leases SET claim_id = (SELECT claim_id FROM datarange_uploads)",
+        "UPDATE lease_holders SET place = ''",
+        f"{CLAIM} (1, 39, 45)",
+    ],
+)
+async def test_the_schema_itself_protects_leases(
+    postgres: PostgresServer, db_url: str, statement: str
+) -> None:
+    cats, _ = await published(db_url)
+    async with open_catalog(db_url, KEY, Counters()) as catalog:
+        await catalog.leases.enrol(ME, "here:/journal")
+        await catalog.leases.take(ME, cats, Span(30, 40))
+        await catalog.uploads.begin(UploadIntent(cats, Span(50, 60), 1, ME))
+    with pytest.raises(RuntimeError, match="violates"):
+        postgres.sql(database_of(db_url), statement)
+
+
 async def test_a_datarange_that_goes_frees_its_keys_and_is_noticed(
     postgres: PostgresServer, db_url: str
 ) -> None:
@@ -120,6 +148,81 @@ async def test_migrating_again_and_by_many_at_once(postgres: PostgresServer) -> 
         postgres.sql(database_of(url), schema_text())
         assert postgres.sql(database_of(url), facts) == before
         assert before.startswith(f"{SCHEMA_VERSION}|")
+
+
+def structure(postgres: PostgresServer, url: str) -> str:
+    """Return columns, constraints, indexes, functions and triggers, in an order of their own."""
+    return postgres.sql(
+        database_of(url),
+        """
+        SELECT table_name, column_name, data_type, is_nullable, column_default, generation_expression
+        FROM information_schema.columns WHERE table_schema = 'public' ORDER BY 1, 2;
+        SELECT conrelid::regclass, conname, pg_get_constraintdef(oid)
+        FROM pg_constraint WHERE connamespace = 'public'::regnamespace ORDER BY 1::text, 2;
+        SELECT indexdef FROM pg_indexes WHERE schemaname = 'public' ORDER BY 1;
+        SELECT proname, prosrc FROM pg_proc WHERE pronamespace = 'public'::regnamespace ORDER BY 1;
+        SELECT pg_get_triggerdef(oid) FROM pg_trigger WHERE NOT tgisinternal ORDER BY 1;
+        """,
+    )
+
+
+VERSION_1_ROWS = """
+    INSERT INTO s3_buckets (name, endpoint, bucket, access_key, secret_key)
+    VALUES ('store', 'h:1', 'b', '', '');
+    INSERT INTO datasets (name, s3_bucket_id) VALUES ('cats', 1);
+    INSERT INTO key_claims (dataset_id, first_key, last_key) VALUES (1, 0, 9), (1, 10, 19), (1, 30, 39);
+    INSERT INTO dataranges (dataset_id, claim_id, data_object_key, index_object_key, min_datapoint_key,
+                            max_datapoint_key, size_bytes) VALUES (1, 1, 'a.tar', 'a.index.zst', 0, 9, 5);
+    INSERT INTO datarange_uploads (dataset_id, claim_id, data_object_key, index_object_key,
+                                   first_datapoint_index, number_of_datapoints, data_size, expires_at)
+    VALUES (1, 2, 'b.tar', 'b.index.zst', 10, 10, 5, now() + '1 hour'),
+           (1, 3, 'c.tar', 'c.index.zst', 30, 10, 5, now() - interval '1 hour');
+"""
+
+
+async def test_a_database_of_version_1_is_brought_to_this_one(postgres: PostgresServer, db_url: str) -> None:
+    with postgres.database(migrated=False) as url:
+        postgres.sql(database_of(url), VERSION_1.read_text() + VERSION_1_ROWS)
+        facts = "SELECT version, installation FROM schema_info"
+        before = postgres.sql(database_of(url), facts)
+        async with open_catalog(url, KEY, Counters()) as catalog:
+            with pytest.raises(Invalid, match=r"has version 1, .*datas3tfs migrate"):
+                await catalog.reader.datasets()
+        async with trio.open_nursery() as nursery:
+            for _ in range(3):
+                nursery.start_soon(migrate, url)
+        assert postgres.sql(database_of(url), facts) == before.replace("1|", f"{SCHEMA_VERSION}|", 1)
+        assert structure(postgres, url) == structure(postgres, db_url)
+        async with open_catalog(url, KEY, Counters()) as catalog:
+            cats = DatasetId(1)
+            assert await catalog.uploads.abandon_expired() == 1
+            await catalog.uploads.publish(UploadId(1))
+            assert [made.keys for made in await catalog.reader.dataranges(cats)] == [
+                Span(0, 10),
+                Span(10, 20),
+            ]
+            await catalog.leases.enrol(ME, "here:/journal")
+            assert (await catalog.leases.take(ME, cats, Span(20, 99))).keys == Span(20, 99)
+            upload = await catalog.uploads.begin(UploadIntent(cats, Span(25, 35), 1, ME))
+            await catalog.uploads.abandon(upload.id)
+            assert len(await catalog.leases.held(ME)) == 3
+
+
+async def test_migrating_again_does_not_wait_for_who_only_reads(pg_url: str) -> None:
+    async with in_background(run_asyncio) as loop:
+        connection = await loop.run_aio_coroutine(asyncpg.connect(pg_url))
+        tables = "datarange_uploads, datasets, dataranges, key_claims, key_leases, lease_holders"
+        await loop.run_aio_coroutine(connection.execute(f"BEGIN; LOCK TABLE {tables} IN ACCESS SHARE MODE"))
+        assert await migrate(pg_url, limit=10) == SCHEMA_VERSION
+        connection.terminate()
+
+
+async def test_a_holder_in_a_hostile_place_is_shown_harmless(postgres: PostgresServer, db_url: str) -> None:
+    await published(db_url)
+    async with open_catalog(db_url, KEY, Counters()) as catalog:
+        await catalog.leases.enrol(ME, "here:/journal")
+        postgres.sql(database_of(db_url), r"UPDATE lease_holders SET place = E'x\x1b[2J\n'")
+        assert [holder.place for holder in await catalog.leases.holders()] == [r"x\x1b[2J\x0a"]
 
 
 async def test_an_unmigrated_database_says_what_to_do(postgres: PostgresServer) -> None:
