@@ -208,7 +208,9 @@ def test_content_that_looks_like_records_is_never_taken_for_any() -> None:
 
 @pytest.mark.parametrize(("number", "holder"), [(NUMBER + 1, HOLDER), (NUMBER, OTHER_HOLDER)])
 def test_a_segment_of_another_place_has_no_records_here(number: int, holder: HolderId) -> None:
-    (gap,) = gaps(segment(*SAMPLE, number=number, holder=holder))
+    data = segment(*SAMPLE, number=number, holder=holder)
+    assert found(data) == []
+    (gap,) = gaps(data)
     assert not gap.torn
 
 
