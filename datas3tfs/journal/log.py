@@ -18,7 +18,7 @@ from datas3tfs.core.journalrecords import Accepted, Place, Record
 from datas3tfs.core.model import HolderId
 from datas3tfs.errors import Unavailable
 from datas3tfs.journal.files import failing
-from datas3tfs.journal.segments import Segment, SegmentWriter, find_segments, read_content
+from datas3tfs.journal.segments import SEGMENT_BYTES, Segment, SegmentWriter, find_segments, read_content
 from datas3tfs.journal.syncing import Unsynced
 
 log = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ class Log:
         """Look at the directory. Raises Unavailable."""
         self._directory = directory
         self._holder = holder
-        self._segment_bytes = segment_bytes
+        self._segment_bytes = min(segment_bytes, SEGMENT_BYTES)  # longer ones would not be read whole
         self._unsynced = unsynced
         self._read_only = read_only
         self._found = tuple(find_segments(directory))

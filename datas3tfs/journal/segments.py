@@ -28,8 +28,8 @@ from datas3tfs.errors import Corrupt
 from datas3tfs.journal.files import failing, open_file, read_at, write_all
 
 SEGMENT_BYTES = 64 * 1024 * 1024  # a new one is begun beyond: bounds the memory and the time of a replay
-# More is not read into memory: the longest segment and record that anybody writes.
-_READ_LIMIT = 2 * SEGMENT_BYTES + PAYLOAD_LIMIT
+# More is not read into memory; all that anybody writes is far shorter.
+_READ_LIMIT = 2 * (SEGMENT_BYTES + PAYLOAD_LIMIT)
 _NAME = re.compile(r"([0-9]{16,20})\.seg")
 
 
