@@ -312,16 +312,18 @@ class JournalStore(Protocol):
 
     def records(self) -> Iterator[tuple[Record, Place]]:
         """Yield all records found when it was opened, oldest first, each with the place it occupies.
-        Accepted records come without their inline content; `read` has it."""
+        Accepted records come without their inline content: `read` has it if the place is as long as the
+        file. To be read to its end before anything is appended."""
         ...
 
     def append(self, record: Record) -> Place:
-        """Append a record; return its place. Raises Full, Unavailable; the log is as before then."""
+        """Append a record; return its place. Raises Full, Unavailable, Invalid (out of the format's range);
+        the log is as before then."""
         ...
 
     def read(self, place: Place, offset: int, size: int) -> bytes:
         """Return up to *size* bytes of the content inside the Accepted record at *place*, from *offset*
-        on; fewer only at the end. Raises Unavailable."""
+        on; fewer only at the end. Raises Corrupt (it is cut short), Unavailable."""
         ...
 
     def drop(self, place: Place) -> None:

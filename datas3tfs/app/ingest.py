@@ -34,8 +34,6 @@ DATAPOINTS_LIMIT = 1_000_000
 # Suffixes that say how a file is packed, not what it is: the one before belongs to the extension too.
 _PACKED = frozenset({"gz", "zst", "bz2", "xz", "lz4", "br"})
 
-_TIME_LIMIT_NS = (tar.TIME_LIMIT - 1) * 1_000_000_000  # a TAR cannot say a later time; nobody means one
-
 Advance = Callable[[int], None]
 
 
@@ -72,7 +70,7 @@ def _walk(path: Path, *, named: bool) -> Iterator[Source]:
     try:
         status = path.stat()
         if stat.S_ISREG(status.st_mode):
-            yield Source(path, status.st_size, max(-_TIME_LIMIT_NS, min(status.st_mtime_ns, _TIME_LIMIT_NS)))
+            yield Source(path, status.st_size, tar.clamped_time(status.st_mtime_ns))
         elif stat.S_ISDIR(status.st_mode) and (named or not path.is_symlink()):
             for name in sorted(os.listdir(path)):
                 yield from _walk(path / name, named=False)

@@ -158,6 +158,12 @@ def parse_pax_time(text: str) -> int:
     return -nanoseconds if whole.startswith("-") else nanoseconds
 
 
+def clamped_time(mtime_ns: int) -> int:
+    """Return the nearest time, in nanoseconds, that a TAR can say; nobody means one beyond."""
+    limit = (TIME_LIMIT - 1) * 1_000_000_000
+    return max(-limit, min(mtime_ns, limit))
+
+
 def build_header(name: str, size: int, mtime_ns: int) -> bytes:
     """Return the header blocks of a regular file, mode 0644, owned by nobody in particular.
 

@@ -22,6 +22,7 @@ from datas3tfs.core.counters import Counters
 from datas3tfs.core.journalrecords import Accepted, EntryId, Gone, Place, Renamed
 from datas3tfs.core.model import Dataset
 from datas3tfs.core.names import check_file_name, is_temporary, parse_datapoint_name
+from datas3tfs.core.tar import clamped_time
 from datas3tfs.engine.backlog import Backlog
 from datas3tfs.engine.draft import Draft
 from datas3tfs.engine.entries import Entries, Entry, EntryState, Safe
@@ -144,6 +145,7 @@ class Journal:
     async def touch(self, entry: Entry, mtime_ns: int) -> None:
         """Set a file's modification time. Raises Forbidden (committed)."""
         await self.settled(entry)
+        mtime_ns = clamped_time(mtime_ns)
         if entry.mtime_ns // _SECOND != mtime_ns // _SECOND:
             entry.mtime_ns = mtime_ns
             entry.changed = True

@@ -1,9 +1,10 @@
 """A pyfuse3 file system that does no work: the ceiling for everything built on the binding.
 
 One directory of COUNT files of SIZE bytes, named like datapoints; contents are slices of one buffer.
-Same handlers and same answers to the kernel as the real mount, but no lookup, no cache, no S3.
+Same handlers and same answers to the kernel as the real mount, but no lookup, no cache, no S3. With
+--write, files can be created and written, too; what is written is thrown away.
 
-    python nullfs.py MOUNTPOINT COUNT SIZE
+    python nullfs.py MOUNTPOINT COUNT SIZE [--write]
 """
 
 from __future__ import annotations
@@ -68,10 +69,26 @@ class NullFs(pyfuse3.Operations):
         pass
 
 
+class WritableNullFs(NullFs):
+    async def create(self, parent_inode, name, mode, flags, ctx):
+        attributes = self._attributes(int(name[:20]) + 2)
+        attributes.st_size = 0
+        return pyfuse3.FileInfo(fh=attributes.st_ino, keep_cache=True), attributes
+
+    async def write(self, fh, off, buf):
+        return len(buf)
+
+    async def flush(self, fh):
+        pass
+
+
 def main() -> None:
     mountpoint, count, size = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-    options = set(pyfuse3.default_options) | {"ro", "fsname=nullfs", "subtype=nullfs"}
-    pyfuse3.init(NullFs(count, size), mountpoint, options)
+    options = set(pyfuse3.default_options) | {"fsname=nullfs", "subtype=nullfs"}
+    if "--write" in sys.argv:
+        pyfuse3.init(WritableNullFs(count, size), mountpoint, options)
+    else:
+        pyfuse3.init(NullFs(count, size), mountpoint, options | {"ro"})
     try:
         trio.run(pyfuse3.main)
     finally:

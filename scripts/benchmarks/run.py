@@ -1,10 +1,11 @@
-"""Measure reading through the mount beside a null pyfuse3 file system, interleaved, in one run.
+"""Measure reading and writing through the mount beside a null pyfuse3 file system, interleaved, in one run.
 
 Every round mounts both afresh (nothing is cached in the kernel; the index is cached on disk from the
-second round on) and reads the same number of files of the same size. Medians and ratios are printed;
-absolute figures on a shared machine mean little.
+second round on) and reads, or creates, the same number of files of the same size. One large file is
+written beside a plain multipart upload. Medians and ratios are printed; absolute figures on a shared machine
+mean little.
 
-    scripts/bench [--rounds N] [--quick] [--million]
+    scripts/bench [--rounds N] [--quick] [--write] [--million]
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -84,7 +86,9 @@ class Bench:
         run(*PROGRAM, "local", "up", "--dir", directory, env=self.env)
         try:
             found = json.loads(run(*PROGRAM, "local", "env", "--dir", directory, "--json", env=self.env))
-            self.env = self.env | found
+            settings = tomllib.loads(Path(found["DATAS3TFS_CONFIG"]).read_text())
+            s3 = {f"DATAS3TFS_{name.upper()}": value for name, value in settings.items() if name[:3] == "s3_"}
+            self.env = self.env | found | s3
             run(*PROGRAM, "bucket", "add", "bench", env=self.env)
             yield
         finally:
@@ -102,7 +106,7 @@ class Bench:
     def compare(self, name: str, count: int, size: int) -> None:
         self.dataset(name, count, size)
         null = [sys.executable, str(HERE / "nullfs.py"), str(self.mountpoint), str(count), str(size)]
-        real = [*PROGRAM, "mount", str(self.mountpoint), "--dataset", name]
+        real = [*PROGRAM, "mount", str(self.mountpoint), "--dataset", name, "--read-only"]
         nulls, reals, gets = [], [], 0
         for _ in range(self.rounds):
             with mounted(null, self.mountpoint, self.env):
@@ -120,9 +124,82 @@ class Bench:
             print(f"{name:8} {what}: {figures}")
         print(f"{name:8} {gets} GETs for {count} datapoints, {1000 * gets / count:.1f} per 1,000", flush=True)
 
+    def write_small(self, count: int, size: int) -> None:
+        """Create + write + close, beside the null file system; then until all is committed."""
+        null = [sys.executable, str(HERE / "nullfs.py"), str(self.mountpoint), "0", str(size), "--write"]
+        nulls, ours, flushes, puts, queries = [], [], [], [], []
+        for number in range(self.rounds):
+            with mounted(null, self.mountpoint, self.env):
+                nulls.append(self._write(self.mountpoint, count, size)["create"])
+            with self.write_mount(f"small{size}-{number}") as directory:
+                ours.append(self._write(directory, count, size)["create"])
+                flushes.append(self._flush())
+                counters = self._counters()
+                puts.append(counters["s3.put"])
+                queries.append(counters["sql.query"])
+        ratio = statistics.median(null / our for null, our in zip(nulls, ours, strict=True))
+        rate, ceiling = count / statistics.median(ours), count / statistics.median(nulls)
+        print(
+            f"write {size} B: null {ceiling:6.0f} files/s  datas3tfs {rate:6.0f}  ratio {ratio:.2f}; "
+            f"flush afterwards {statistics.median(flushes):.2f} s; "
+            f"{10_000 * statistics.median(puts) / count:.0f} PUTs and "
+            f"{10_000 * statistics.median(queries) / count:.0f} SQL statements per 10,000",
+            flush=True,
+        )
+
+    def write_large(self, size: int) -> None:
+        """One file, until it is committed, beside a plain multipart upload of as many bytes."""
+        plain, ours, writes = [], [], []
+        for number in range(self.rounds):
+            out = run(sys.executable, str(HERE / "upload.py"), f"plain-{number}", str(size), env=self.env)
+            plain.append(json.loads(out)["seconds"])
+            with self.write_mount(f"large-{number}") as directory:
+                begin = time.perf_counter()
+                writes.append(self._write(directory, 1, size)["create"])
+                self._flush()
+                ours.append(time.perf_counter() - begin)
+        ratio = statistics.median(p / o for p, o in zip(plain, ours, strict=True))
+        print(
+            f"write {size >> 20} MiB: plain upload {size / 1e6 / statistics.median(plain):.0f} MB/s  "
+            f"datas3tfs until committed {size / 1e6 / statistics.median(ours):.0f}  ratio {ratio:.2f}; "
+            f"until close() {size / 1e6 / statistics.median(writes):.0f} MB/s",
+            flush=True,
+        )
+
+    def fsync_latency(self, count: int) -> None:
+        with self.write_mount("fsync") as directory:
+            median = self._write(directory, count, 4096, "--fsync")["fsync"]
+        print(f"fsync of one new 4 KiB file: median {1000 * median:.0f} ms (of {count})", flush=True)
+
+    @contextmanager
+    def write_mount(self, name: str) -> Iterator[Path]:
+        """Mount everything writable and make the dataset *name* in it; leaves nothing in the journal."""
+        command = [*PROGRAM, "mount", str(self.mountpoint), "--journal-dir", str(self.scratch / "journal")]
+        with mounted(command, self.mountpoint, self.env):
+            directory = self.mountpoint / name
+            directory.mkdir()
+            yield directory
+            self._flush()
+
+    def _write(self, directory: Path, count: int, size: int, *options: str) -> dict[str, Any]:
+        command = sys.executable, str(HERE / "writer.py"), str(directory), str(count), str(size), *options
+        result: dict[str, Any] = json.loads(run(*command, env=self.env))
+        return result
+
+    def _flush(self) -> float:
+        """Commit everything as `datas3tfs flush` does, without the time a Python program takes to start."""
+        begin = time.perf_counter()
+        os.setxattr(self.mountpoint, "user.datas3t.flush", b"1")
+        return time.perf_counter() - begin
+
+    def _counters(self) -> dict[str, int]:
+        found: dict[str, int] = json.loads(os.getxattr(self.mountpoint, "user.datas3t.stats"))["counters"]
+        return found
+
     def million(self) -> None:
         self.dataset("million", 1_000_000, 16)
-        with mounted([*PROGRAM, "mount", str(self.mountpoint)], self.mountpoint, self.env) as process:
+        command = [*PROGRAM, "mount", str(self.mountpoint), "--read-only"]
+        with mounted(command, self.mountpoint, self.env) as process:
             before = memory_of(process.pid)
             begin = time.perf_counter()
             listed = len(os.listdir(self.mountpoint / "million"))
@@ -140,15 +217,21 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="a tenth of the files")
     parser.add_argument("--million", action="store_true", help="also list a million datapoints (minutes)")
+    parser.add_argument("--write", action="store_true", help="only the measurements of writing")
     options = parser.parse_args()
     scale = 10 if options.quick else 1
     with tempfile.TemporaryDirectory(prefix="datas3tfs-bench-") as scratch:
         os.chmod(scratch, 0o711)  # Postgres runs as another user when we are root
         bench = Bench(Path(scratch), options.rounds)
         with bench.stack():
-            bench.compare("4KiB", 20_000 // scale, 4096)
-            bench.compare("100KiB", 5_000 // scale, 100 * 1024)
-            bench.compare("16MiB", 40 // scale, 16 << 20)
+            if not options.write:
+                bench.compare("4KiB", 20_000 // scale, 4096)
+                bench.compare("100KiB", 5_000 // scale, 100 * 1024)
+                bench.compare("16MiB", 40 // scale, 16 << 20)
+            bench.write_small(10_000 // scale, 4096)
+            bench.write_small(2_000 // scale, 100 * 1024)
+            bench.write_large((1 << 30) // scale)
+            bench.fsync_latency(50 // min(scale, 5))
             if options.million:
                 bench.million()
 
