@@ -99,7 +99,7 @@ class Uploads(Protocol):
         Keys that the intent's holder has leased pass from the leases to the upload; keys nobody has
         taken are claimed as well. *fresh* skips the name without a generation (the writer found an
         object there). Raises Conflict (a key is committed or claimed), NotFound (dataset), Invalid
-        (impossible keys).
+        (impossible keys). Somebody else's expired lease is as good as any: `take` first, or sweep.
         """
         ...
 
@@ -153,17 +153,20 @@ class Leases(Protocol):
     ) -> Lease:
         """Lease the first key of *wanted* and as many of the following as are free, as one lease.
 
-        If *holder* has the first key already, its lease is returned, made accepted if that is asked.
-        Raises Conflict (the first key is taken by somebody else), NotFound (dataset, holder), Invalid.
+        If *holder* has the first key already, its lease is returned, made accepted if that is asked; it
+        may begin before *wanted* and reach beyond. Raises Conflict (the first key is taken: by somebody
+        else, or by an upload of one's own), NotFound (dataset, or holder: an expired one without leases
+        is forgotten), Invalid.
         """
         ...
 
     async def accept(self, holder: HolderId, dataset_id: DatasetId, key: int) -> None:
-        """Make the lease that holds *key* accepted. Raises Conflict if *holder* does not hold it."""
+        """Make the lease that holds *key* accepted. Raises Conflict if *holder* does not hold it, or not
+        any more: nobody may be told "safe" before this has returned."""
         ...
 
     async def release(self, holder: HolderId, dataset_id: DatasetId, keys: Span) -> None:
-        """Free what *holder* leases of *keys*; parts of leases outside of them stay."""
+        """Free what *holder* leases of *keys*, if anything; parts of leases outside of them stay."""
         ...
 
     async def held(self, holder: HolderId) -> list[Lease]:
@@ -175,7 +178,8 @@ class Leases(Protocol):
         ...
 
     async def dismiss(self, holder: HolderId) -> None:
-        """Free all that *holder* leases, accepted or not, and forget it; it may be unknown."""
+        """Free all that *holder* leases, accepted or not, abandon its uploads without giving their keys
+        back, and forget it; it may be unknown."""
         ...
 
     async def drop_expired(self) -> int:

@@ -21,7 +21,7 @@ from datas3tfs.core.spans import Span
 from datas3tfs.core.spanset import SpanSet
 from datas3tfs.engine.entries import Entries
 from datas3tfs.engine.snapshot import Snapshots
-from datas3tfs.errors import Conflict, Datas3tError, Unavailable
+from datas3tfs.errors import Conflict, Datas3tError, NotFound, Unavailable
 from datas3tfs.ports import Leases
 
 log = logging.getLogger(__name__)
@@ -105,9 +105,16 @@ class KeyLeases:
 
     async def _take(self, dataset_id: DatasetId, wanted: Span) -> None:
         deadline = trio.current_time() + _TAKEN_SECONDS
+        enrolled = False
         while True:
             try:
                 lease = await self._leases.take(self._holder, dataset_id, wanted, accepted=wanted.length > 1)
+            except NotFound:
+                if enrolled:
+                    raise
+                # A holder that was not heard of for long (a suspended machine) and held nothing is forgotten.
+                await self._leases.enrol(self._holder, self._place)
+                enrolled = True
             except Conflict:
                 if trio.current_time() > deadline or await self._is_committed(dataset_id, wanted.start):
                     raise
