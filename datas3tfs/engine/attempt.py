@@ -101,9 +101,13 @@ class Attempts:
             self._counters.add("commit.failed")
             self._put_back(attempt.entries, exc)
             return False
-        except BaseException as exc:
+        except Exception as exc:  # a bug, or input nobody thought of; it must not end the mount
+            log.exception("%s: unexpected failure; please report it", attempt)
+            self._put_back(attempt.entries, Unavailable(f"unexpected failure ({type(exc).__name__})"))
+            return False
+        except BaseException:
             self._put_back(attempt.entries, Unavailable(f"{attempt}: interrupted"))
-            raise exc
+            raise
         self._finished(attempt, datarange)
         return True
 
@@ -111,7 +115,7 @@ class Attempts:
         """Upload and publish. Raises what stood in the way, once it is known that nothing is published."""
         entries, journal = attempt.entries, self._journal
         dataset = self._snapshots.dataset(attempt.dataset_id)
-        layout = plan_layout([_planned(entry) for entry in entries])
+        layout = await trio.to_thread.run_sync(plan_layout, [_planned(entry) for entry in entries])
         builder = IndexBuilder()
 
         def index() -> bytes:

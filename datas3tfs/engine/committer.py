@@ -33,7 +33,9 @@ _STEP_SECONDS = 0.05  # at most so often is looked whether something is due
 _RETRY_FIRST, _RETRY_LAST = 1.0, 30.0  # pause after a failure, doubled each time
 _AT_ONCE = 4  # attempts under way; each holds a few parts in memory
 _COUNT_LIMIT = 100_000  # datapoints in a datarange, for the time a listing's first look at it takes
-_PATIENCE = 4  # times the batch age: then a run is committed even if its left neighbour is unfinished
+_PATIENCE = 4  # times the batch age: so long may a run wait for its neighbours
+_MANY_RUNS = 16  # more than this: keys arrive in no order, and what is missing between them may come yet
+_PAUSE_SECONDS = 0.25  # between looks at a dataset with nothing to commit yet
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +51,6 @@ class _Queue:
     """What the committer knows of one dataset."""
 
     wave: bool = False  # one is under way
-    demanded: int = 0  # how many entries somebody waits for
     retry_at: float = 0.0
     pause: float = _RETRY_FIRST
     next_look: float = 0.0
@@ -84,7 +85,6 @@ class Committer:
         Raises what the attempt failed of."""
         for entry in entries:
             self._demanded[entry] += 1
-            self._queues.setdefault(entry.dataset_id, _Queue()).demanded += 1
         self._journal.backlog.poke()
         try:
             for entry in entries:
@@ -94,7 +94,6 @@ class Committer:
                 self._demanded[entry] -= 1
                 if not self._demanded[entry]:
                     del self._demanded[entry]
-                self._queues[entry.dataset_id].demanded -= 1
 
     async def commit_closed(self, dataset_id: DatasetId | None = None) -> None:
         """Commit all that is closed, of one dataset or of all. Raises the first error."""
@@ -128,11 +127,12 @@ class Committer:
     def _start_waves(self, now: float) -> float:
         """Start the waves that are due; return when the next will be."""
         deadline = math.inf
+        waited_for = {e.dataset_id for e in self._demanded if e.linked and e.state is EntryState.JOURNALED}
         for dataset_id in self._journal.entries.datasets():
             queue = self._queues.setdefault(dataset_id, _Queue())
             if queue.wave:
                 continue
-            due = self._due(dataset_id, queue)
+            due = queue.next_look if dataset_id in waited_for else self._due(dataset_id, queue)
             if due <= now:
                 queue.wave = True
                 self._nursery.start_soon(self._wave, dataset_id, queue)
@@ -141,8 +141,6 @@ class Committer:
         return deadline
 
     def _due(self, dataset_id: DatasetId, queue: _Queue) -> float:
-        if queue.demanded:
-            return queue.next_look
         pending = self._journal.backlog.pending(dataset_id)
         hurry = self._draining or not self._journal.quota.has_room(0) or pending.bytes >= self._limits.size
         due = pending.oldest + (0 if hurry else self._limits.age)
@@ -151,19 +149,18 @@ class Committer:
     async def _wave(self, dataset_id: DatasetId, queue: _Queue) -> None:
         try:
             await self._accept_demanded(dataset_id)
-            failed = await self._commit_batches(self._plan(dataset_id))
-            now = trio.current_time()
-            if failed:
-                queue.retry_at, queue.pause = now + queue.pause, min(2 * queue.pause, _RETRY_LAST)
-            else:
-                queue.retry_at, queue.pause = 0.0, _RETRY_FIRST
-            # What was planned but could not be taken now (being renamed, reopened) is looked for again soon.
-            queue.next_look = now + _STEP_SECONDS
+            batches = self._plan(dataset_id)
+            await self._commit_batches(batches, queue)
             self._compact()
+            # What could not be taken now (being renamed, written on) is looked for again soon.
+            queue.next_look = trio.current_time() + (_STEP_SECONDS if batches else _PAUSE_SECONDS)
         finally:
             queue.wave = False
-            self._journal.backlog.recount(dataset_id)
-            self._journal.backlog.poke()
+            self._look_again(dataset_id)
+
+    def _look_again(self, dataset_id: DatasetId) -> None:
+        self._journal.backlog.recount(dataset_id)
+        self._journal.backlog.poke()
 
     async def _accept_demanded(self, dataset_id: DatasetId) -> None:
         """Make what was written since fsync was called part of it, if the file is still being written."""
@@ -190,32 +187,43 @@ class Committer:
                 ready.append(entry)
                 if demanded or hurry or entry.quiet_since <= old:
                     forced.add(entry)
-            elif entry.key is not None and entry.state is not EntryState.REFUSED:
+            elif entry.key is not None and entry.state is EntryState.JOURNALED:
                 unfinished.add(entry.key)
-        return plan_batches(
+        batches = plan_batches(
             ready,
             bytes_limit=self._limits.size,
             count_limit=_COUNT_LIMIT,
             unfinished=unfinished,
             forced=forced,
         )
+        is_scattered = len(batches) > _MANY_RUNS and len(unfinished) > 0
+        enough = sum(entry.size for entry in ready) >= self._limits.size
+        return [] if is_scattered and not forced and not enough else batches
 
-    async def _commit_batches(self, batches: Iterable[list[Entry]]) -> bool:
-        """Attempt all batches; return, when the small ones have ended, whether any failed.
+    async def _commit_batches(self, batches: Iterable[list[Entry]], queue: _Queue) -> None:
+        """Attempt all batches; return when the small ones have ended.
 
         A large file goes its own way, so that a wave of small ones does not wait for it.
         """
-        failures: list[bool] = []
         async with trio.open_nursery() as nursery:
             for batch in batches:
                 attempt = self._attempts.start(batch)
-                large = len(batch) == 1 and batch[0].size > self._limits.size
-                (self._nursery if large else nursery).start_soon(self._run, attempt, failures)
-        return any(failures)
+                if len(batch) == 1 and batch[0].size > self._limits.size:
+                    self._nursery.start_soon(self._run_alone, attempt, queue)
+                else:
+                    nursery.start_soon(self._run, attempt, queue)
 
-    async def _run(self, attempt: Attempt, failures: list[bool]) -> None:
+    async def _run_alone(self, attempt: Attempt, queue: _Queue) -> None:
+        await self._run(attempt, queue)
+        self._look_again(attempt.dataset_id)
+
+    async def _run(self, attempt: Attempt, queue: _Queue) -> None:
         async with self._slots:
-            failures.append(not await self._attempts.run(attempt))
+            if await self._attempts.run(attempt):
+                queue.pause = _RETRY_FIRST
+            elif queue.retry_at <= (now := trio.current_time()):  # else another of the wave has just failed
+                queue.retry_at = now + queue.pause
+                queue.pause = min(2 * queue.pause, _RETRY_LAST)
 
     def _compact(self) -> None:
         try:
