@@ -159,11 +159,12 @@ class Draft:
             self._in_memory()
 
     def close(self) -> None:
-        """Take the content off the disk and give everything back; nothing can be read any more."""
+        """Take the content off the disk and give everything back; nothing can be read any more. *size* stays:
+        the kernel may still ask for it."""
         if self._file is not None:
             self._remove_file()
             self._file.close()
-        self._buffer, self._place, self._file, self.size = bytearray(), None, None, 0
+        self._buffer, self._place, self._file = bytearray(), None, None
 
     def _remove_file(self) -> None:
         if self._file is not None and not self._removed:
