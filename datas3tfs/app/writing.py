@@ -14,9 +14,10 @@ from pathlib import Path
 import trio
 
 from datas3tfs.app.services import Services
+from datas3tfs.core.counters import Counters
 from datas3tfs.engine.attempt import open_attempts
 from datas3tfs.engine.committer import BatchLimits, Committer, open_committer
-from datas3tfs.engine.entries import Entries, EntryState
+from datas3tfs.engine.entries import Entries, Entry, EntryState
 from datas3tfs.engine.journal import Journal
 from datas3tfs.engine.leases import KeyLeases
 from datas3tfs.engine.nurseries import background_nursery
@@ -53,23 +54,21 @@ class Written:
 
     journal: Journal
     committer: Committer
+    counters: Counters
     directory: Path
     patience: float
 
     def stats(self) -> dict[str, object]:
-        """Return what `datas3tfs stats` shows of the journal."""
+        """Return what `datas3tfs stats` shows of the journal: files by state, and bytes."""
         states: Counter[str] = Counter()
         for entry in self.journal.entries:
-            states[
-                "temporary" if entry.key is None else "open" if entry.safe is None else entry.state.value
-            ] += 1
-        names = ("open", "journaled", "committing", "committed", "refused", "temporary")
-        quota = self.journal.quota
+            states[_kind(entry)] += 1
         return {
             "directory": str(self.directory),
-            "used_bytes": quota.used,
-            "size_bytes": quota.limit,
-            **{name: states[name] for name in names},
+            "used_bytes": self.journal.quota.used,
+            "size_bytes": self.journal.quota.limit,
+            **{name: states[name] for name in ("open", "journaled", "committing", "refused", "temporary")},
+            "committed": self.counters.snapshot().get("commit.datapoints", 0),
         }
 
     def left(self) -> int:
@@ -98,6 +97,13 @@ class Written:
         return all(entry.state in (EntryState.REFUSED, EntryState.COMMITTED) for entry in left)
 
 
+def _kind(entry: Entry) -> str:
+    """Say in which state of a file, for people, an entry is."""
+    if entry.key is None:
+        return "temporary"
+    return "open" if entry.safe is None else entry.state.value
+
+
 @asynccontextmanager
 async def open_writing(
     services: Services, snapshots: Snapshots, options: JournalOptions
@@ -124,7 +130,7 @@ async def open_writing(
         ):
             nursery.start_soon(leases.keep)
             nursery.start_soon(_keep_sweeping, services)
-            yield Written(journal, committer, options.directory, options.patience)
+            yield Written(journal, committer, counters, options.directory, options.patience)
         await _leave(journal, services)
 
 
