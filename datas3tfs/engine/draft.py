@@ -1,13 +1,15 @@
 """The content of one uncommitted file: in memory while it is small and changing, in the log once it is
 accepted, in a file of its own when it is large.
 
-Not for names, keys or who may write when (entries.py, journal.py). Calls do not wait, except `sync` and
-`checksum`, which are for a worker thread; only one thread may call into a draft while it is changed.
+Not for names, keys or who may write when (entries.py, journal.py). The event loop alone calls, except for
+`pieces`, `checksum` and `sync`, which are for worker threads and open the file for themselves: it is open
+here only while somebody has the entry open (`park`), as there may be more of them than descriptors.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack, closing
 
 from datas3tfs.core.checksums import crc32c
 from datas3tfs.core.journalrecords import EntryId, Place
@@ -29,8 +31,9 @@ class Draft:
         self._entry = entry
         self._buffer: bytearray | None = bytearray()
         self._place: Place | None = None
-        self._file: JournalContent | None = None
+        self._file: JournalContent | None = None  # open
         self._removed = False  # the file has no name any more
+        self.is_own_file = False  # whether the content is in a file of its own
         self._crc = 0  # of the first `_crc_length` bytes of the file
         self._crc_length = 0
         self.size = 0
@@ -48,40 +51,41 @@ class Draft:
         """Return the draft whose content is in its own file: *size* bytes, None for as many as there
         are. Raises NotFound, Corrupt (shorter), Unavailable."""
         draft = cls(store, entry)
-        draft._buffer, draft._file = None, store.open_content(entry)
-        found = draft._file.size()
+        with closing(store.open_content(entry)) as file:
+            found = file.size()
+        draft._buffer, draft.is_own_file = None, True
         if size is not None and found < size:
             raise Corrupt(f"the journal's content file {entry} has {found} bytes instead of {size}")
         draft.size = found if size is None else size
         return draft
 
     @property
-    def is_own_file(self) -> bool:
-        """Whether the content is in a file of its own."""
-        return self._file is not None
-
-    @property
     def file_bytes(self) -> int:
         """Bytes it takes on disk outside of the log."""
-        return self.size if self._file is not None else 0
+        return self.size if self.is_own_file else 0
 
     def read(self, offset: int, size: int) -> bytes:
         """Return up to *size* bytes from *offset* on. Raises Unavailable."""
         size = max(0, min(size, self.size - offset))
         if self._buffer is not None:
             return bytes(memoryview(self._buffer)[offset : offset + size])
-        if self._file is not None:
-            return self._file.read(offset, size)
+        if self.is_own_file:
+            return self._opened().read(offset, size)
         assert self._place is not None
         return self._store.read(self._place, offset, size)
 
     def pieces(self) -> Iterator[bytes]:
-        """Yield all of the content, in pieces. Raises Unavailable, Corrupt (it is cut short)."""
-        for offset in range(0, self.size, _PIECE):
-            piece = self.read(offset, _PIECE)
-            if len(piece) != min(_PIECE, self.size - offset):
-                raise Corrupt("the journal's content is cut short")
-            yield piece
+        """Yield all of the content, in pieces. Raises NotFound, Unavailable, Corrupt (it is cut short)."""
+        with ExitStack() as stack:
+            read = self.read
+            if self.is_own_file:
+                read = stack.enter_context(closing(self._store.open_content(self._entry))).read
+            for offset in range(0, self.size, _PIECE):
+                size = min(_PIECE, self.size - offset)
+                piece = read(offset, size)
+                if len(piece) != size:
+                    raise Corrupt("the journal's content is cut short")
+                yield piece
 
     def write(self, offset: int, data: bytes) -> None:
         """Write *data* at *offset*; a gap is filled with zeros. Raises Full, Unavailable, Forbidden."""
@@ -89,10 +93,10 @@ class Draft:
         if stop > _SIZE_LIMIT:
             raise Forbidden(f"a datapoint has at most {_SIZE_LIMIT} bytes")
         self.version += 1
-        if stop > INLINE_LIMIT and self._file is None:
+        if stop > INLINE_LIMIT and not self.is_own_file:
             self._move_to_file()
-        if self._file is not None:
-            self._file.write(offset, data)
+        if self.is_own_file:
+            self._opened().write(offset, data)
             self._extend_crc(offset, data)
         else:
             buffer = self._in_memory()
@@ -106,10 +110,10 @@ class Draft:
         if size > _SIZE_LIMIT:
             raise Forbidden(f"a datapoint has at most {_SIZE_LIMIT} bytes")
         self.version += 1
-        if size > INLINE_LIMIT and self._file is None:
+        if size > INLINE_LIMIT and not self.is_own_file:
             self._move_to_file()
-        if self._file is not None:
-            self._file.truncate(size)
+        if self.is_own_file:
+            self._opened().truncate(size)
             if size < self._crc_length:
                 self._crc = self._crc_length = 0
         else:
@@ -120,7 +124,7 @@ class Draft:
 
     def inline_content(self) -> bytes | None:
         """Return the content if it belongs into the log, None if it has a file of its own."""
-        return None if self._file is not None else self.read(0, self.size)
+        return None if self.is_own_file else self.read(0, self.size)
 
     def rest_in_log(self, place: Place) -> None:
         """The log has the content now: memory need not."""
@@ -143,8 +147,15 @@ class Draft:
 
     def sync(self) -> None:
         """Make a file of its own survive a loss of power. Blocks: for a worker thread."""
-        if self._file is not None:
-            self._file.sync()
+        if self.is_own_file:
+            with closing(self._store.open_content(self._entry)) as file:
+                file.sync()
+
+    def park(self) -> None:
+        """Nobody has it open: a descriptor is not needed."""
+        if self._file is not None and not self._removed:
+            self._file.close()
+            self._file = None
 
     def moved_in_log(self, old: Place, new: Place) -> None:
         """The log has the content of *old* at *new* now."""
@@ -153,7 +164,7 @@ class Draft:
 
     def detach(self) -> None:
         """Take the content off the disk while somebody may still read (and, unlinked, write) it."""
-        if self._file is not None:
+        if self.is_own_file:
             self._remove_file()
         else:
             self._in_memory()
@@ -161,15 +172,20 @@ class Draft:
     def close(self) -> None:
         """Take the content off the disk and give everything back; nothing can be read any more. *size* stays:
         the kernel may still ask for it."""
-        if self._file is not None:
+        if self.is_own_file:
             self._remove_file()
-            self._file.close()
-        self._buffer, self._place, self._file = bytearray(), None, None
+            self._opened().close()
+        self._buffer, self._place, self._file, self.is_own_file = bytearray(), None, None, False
 
     def _remove_file(self) -> None:
-        if self._file is not None and not self._removed:
-            self._file.remove()
+        if not self._removed:
+            self._opened().remove()
             self._removed = True
+
+    def _opened(self) -> JournalContent:
+        if self._file is None:
+            self._file = self._store.open_content(self._entry)
+        return self._file
 
     def _in_memory(self) -> bytearray:
         if self._buffer is None:
@@ -186,7 +202,7 @@ class Draft:
             file.remove()
             file.close()
             raise
-        self._file, self._buffer, self._place = file, None, None
+        self._file, self.is_own_file, self._buffer, self._place = file, True, None, None
         self._crc, self._crc_length = crc32c(content), len(content)
 
     def _extend_crc(self, offset: int, data: bytes) -> None:

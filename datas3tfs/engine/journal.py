@@ -55,20 +55,13 @@ class Journal:
     ) -> None:
         self.entries = entries
         self.leases = leases
-        self._store = store
+        self.store = store
         self._snapshots = snapshots
         self.quota = quota
         self._patience = patience  # seconds that somebody waits for an attempt to end
         self._counters = counters
         self._next_id = 1
         self.backlog = Backlog(entries)
-
-    # -- for the committer and the mount -------------------------------------------------------------
-
-    @property
-    def store(self) -> JournalStore:
-        """Its directory."""
-        return self._store
 
     # -- files ---------------------------------------------------------------------------------------
 
@@ -190,6 +183,8 @@ class Journal:
         if content is not None:
             entry.draft.rest_in_log(place)
         entry.changed = False
+        if not entry.handles:
+            entry.draft.park()
         entry.problem, entry.state = None, EntryState.JOURNALED
         entry.quiet_since = trio.current_time()
         self._counters.add("journal.accept")
@@ -200,7 +195,12 @@ class Journal:
         """Return the CRC of a content file; None if it changes all the time: then it is safe without."""
         for _ in range(_CHECKSUM_TRIES):
             version = entry.draft.version
-            crc = await trio.to_thread.run_sync(entry.draft.checksum)
+            try:
+                crc = await trio.to_thread.run_sync(entry.draft.checksum)
+            except NotFound:
+                if entry.linked:
+                    raise
+                return None
             if entry.draft.version == version:
                 entry.draft.learn_crc(crc)
                 return crc
@@ -211,14 +211,14 @@ class Journal:
         await self.accept(entry)
         if entry.state is not EntryState.COMMITTED:
             await trio.to_thread.run_sync(entry.draft.sync)
-            await trio.to_thread.run_sync(self._store.sync)
+            await trio.to_thread.run_sync(self.store.sync)
 
     async def sync_all(self) -> None:
         """Make everything accepted survive a loss of power, here. Raises Unavailable."""
         for entry in self.entries:
             if entry.draft.is_own_file and entry.linked:
                 await trio.to_thread.run_sync(entry.draft.sync)
-        await trio.to_thread.run_sync(self._store.sync)
+        await trio.to_thread.run_sync(self.store.sync)
 
     async def unlink(self, entry: Entry) -> None:
         """Remove a file's name; it lives on for those who have it open. Raises Forbidden, Full."""
@@ -226,7 +226,7 @@ class Journal:
         if not entry.linked:
             raise NotFound(f"{entry.name}: it was removed meanwhile")
         if entry.safe is not None:
-            self._store.append(Gone((entry.id,)))
+            self.store.append(Gone((entry.id,)))
         self._unlink(entry)
 
     async def rename(self, entry: Entry, dataset: Dataset, name: str) -> None:
@@ -273,7 +273,7 @@ class Journal:
             raise Conflict(f"{entry.name}: something else was done to it meanwhile")
         if entry.safe is not None:
             gone = None if replaced is None or replaced.safe is None else replaced.id
-            self._store.append(Renamed(entry.id, dataset.id, dataset.name, name, gone))
+            self.store.append(Renamed(entry.id, dataset.id, dataset.name, name, gone))
         if replaced is not None:
             self._unlink(replaced)
         self.entries.remove(entry)
@@ -322,8 +322,8 @@ class Journal:
         slack = min(_COMPACT_SLACK, self.quota.limit // 4)
         safe = [entry.safe for entry in self.entries if entry.safe is not None]
         live = sum(one.size for one in safe if one.inline)
-        while self._store.log_bytes > 2 * live + slack:
-            oldest = self._store.oldest()
+        while self.store.log_bytes > 2 * live + slack:
+            oldest = self.store.oldest()
             stuck = [e for e in self.entries if e.safe is not None and e.safe.place.segment == oldest]
             if not stuck or any(entry.state is EntryState.COMMITTING for entry in stuck):
                 return
@@ -334,12 +334,12 @@ class Journal:
         """Move an entry's accepted record to the end of the log, as it stands there."""
         old = entry.safe
         assert old is not None
-        content = self._store.read(old.place, 0, old.size) if old.inline else None
+        content = self.store.read(old.place, 0, old.size) if old.inline else None
         entry.draft.moved_in_log(old.place, self._append_accepted(entry, old, content))
 
     def _append_accepted(self, entry: Entry, says: Safe, content: bytes | None) -> Place:
         """Append what makes an entry safe, in place of what did before; return its place."""
-        place = self._store.append(
+        place = self.store.append(
             Accepted(
                 entry.id,
                 entry.dataset_id,
@@ -352,14 +352,14 @@ class Journal:
             )
         )
         if entry.safe is not None:
-            self._store.drop(entry.safe.place)
+            self.store.drop(entry.safe.place)
         entry.safe = replace(says, place=place)
         return place
 
     def _new(self, dataset: Dataset, name: str) -> Entry:
         number = EntryId(self._next_id)
         self._next_id += 1
-        return Entry(number, dataset.id, dataset.name, name, Draft(self._store, number), time.time_ns())
+        return Entry(number, dataset.id, dataset.name, name, Draft(self.store, number), time.time_ns())
 
     async def _check_free(self, dataset: Dataset, key: int, name: str) -> None:
         if self.entries.at_key(dataset.id, key) is not None:
@@ -380,14 +380,17 @@ class Journal:
         if entry.handles:
             entry.draft.detach()
         if entry.safe is not None:
-            self._store.drop(entry.safe.place)
+            self.store.drop(entry.safe.place)
             entry.safe = None
         entry.wake()
         self._let_go(entry)
         self.quota.freed()
 
     def _let_go(self, entry: Entry) -> None:
-        if not entry.linked and not entry.handles:
+        if entry.handles:
+            return
+        entry.draft.park()
+        if not entry.linked:
             self.quota.files_grew(-entry.draft.file_bytes)
             entry.draft.close()
 

@@ -111,8 +111,7 @@ async def reconcile(
     for place in replayed.superseded:
         store.drop(place)
     journal.number_after(EntryId(max(replayed.last, *store.contents(), 0)))
-    for found in replayed.files.values():
-        entry = await trio.to_thread.run_sync(entry_of, store, found)
+    for entry in await trio.to_thread.run_sync(_entries, replayed, store):
         journal.adopt(entry)
     await trio.to_thread.run_sync(_remove_orphans, store, replayed)
     await _hold_keys(store, journal, leases)
@@ -130,6 +129,10 @@ async def _settle_uploads(replayed: Replayed, store: JournalStore, uploads: Uplo
             store.append(Gone(left))
             replayed.remove(left)
             log.info("%d datapoints had been committed already", len(left))
+
+
+def _entries(replayed: Replayed, store: JournalStore) -> list[Entry]:
+    return [entry_of(store, found) for found in replayed.files.values()]
 
 
 def entry_of(store: JournalStore, found: Found) -> Entry:
