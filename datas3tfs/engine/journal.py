@@ -63,8 +63,6 @@ class Journal:
         self._next_id = 1
         self.backlog = Backlog(entries)
 
-    # -- files ---------------------------------------------------------------------------------------
-
     async def create(self, dataset: Dataset, name: str) -> Entry:
         """Make an empty file, open for one writer. Raises Invalid (name), Conflict (key taken), Full,
         Unavailable."""
