@@ -19,11 +19,10 @@ from datas3tfs.app.daemon import Readiness
 from datas3tfs.app.ending import Ending
 from datas3tfs.app.mountpoint import prepare
 from datas3tfs.app.services import Services, open_services
-from datas3tfs.app.writing import JournalOptions, Written, open_writing
+from datas3tfs.app.writing import Written, journal_options, open_writing
 from datas3tfs.config import Settings
 from datas3tfs.core.prefetch import PrefetchLimits
 from datas3tfs.engine.blocks import BlockPool, open_pool
-from datas3tfs.engine.committer import BatchLimits
 from datas3tfs.engine.datasets import Datasets
 from datas3tfs.engine.nurseries import background_nursery
 from datas3tfs.engine.prefetcher import open_prefetcher
@@ -78,13 +77,8 @@ async def serve_mount(settings: Settings, options: MountOptions, readiness: Read
             following = _following(services, snapshots, operations)
             await _serve(operations, following, mountpoint, options, readiness, None)
             return
-        journal_options = JournalOptions(
-            options.journal_dir,
-            settings.journal_size,
-            BatchLimits(settings.batch_bytes, settings.batch_age),
-            settings.io_timeout,
-        )
-        async with open_writing(services, snapshots, journal_options) as written:
+        kept = journal_options(settings, options.journal_dir)
+        async with open_writing(services, snapshots, kept) as written:
             datasets = Datasets(services.catalog.registry, snapshots, options.bucket, settings.io_timeout)
             writing = Writing(written.journal, written.committer, datasets, settings.fsync == "commit")
             operations = ReadWriteOperations(

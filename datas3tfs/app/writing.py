@@ -5,6 +5,7 @@ and empty it when the mount ends.
 from __future__ import annotations
 
 import logging
+import resource
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
@@ -14,6 +15,7 @@ from pathlib import Path
 import trio
 
 from datas3tfs.app.services import Services
+from datas3tfs.config import Settings
 from datas3tfs.core.counters import Counters
 from datas3tfs.engine.attempt import open_attempts
 from datas3tfs.engine.committer import BatchLimits, Committer, open_committer
@@ -40,12 +42,28 @@ _DRAIN_PAUSE = 1.0
 
 @dataclass(frozen=True, slots=True)
 class JournalOptions:
-    """Where a journal is and how it is used. *patience*: seconds a writer waits for others."""
+    """Where a journal is and how it is used. *patience*: seconds a writer waits for others; *lock_patience*:
+    … and this process for another to leave the journal."""
 
     directory: Path
     size: int
     batches: BatchLimits
     patience: float
+    lock_patience: float
+
+
+def journal_options(
+    settings: Settings, directory: Path, lock_patience: float | None = None
+) -> JournalOptions:
+    """Return how the settings want the journal in *directory* to be used."""
+    patience = settings.io_timeout
+    return JournalOptions(
+        directory,
+        settings.journal_size,
+        BatchLimits(settings.batch_bytes, settings.batch_age),
+        patience,
+        patience if lock_patience is None else lock_patience,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +132,7 @@ async def open_writing(
     """
     catalog, counters = services.catalog, services.counters
     installation = await catalog.registry.installation()
+    _allow_many_files()
     async with _opened(options, installation) as store:
         entries = Entries()
         leases = KeyLeases(catalog.leases, store.holder, store.place, entries, snapshots)
@@ -134,10 +153,17 @@ async def open_writing(
         await _leave(journal, services)
 
 
+def _allow_many_files() -> None:
+    """Every uncommitted file that is large keeps a descriptor open; shells allow a thousand by default."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 @asynccontextmanager
 async def _opened(options: JournalOptions, installation: str) -> AsyncIterator[DiskJournal]:
     """Open the journal; wait for a process that is just about to leave it. Raises as `open_journal`."""
-    deadline = trio.current_time() + options.patience
+    deadline = trio.current_time() + options.lock_patience
     segment = min(_SEGMENT_BYTES, max(options.size // _SEGMENTS, 64 * 1024))
     warned = False
     with ExitStack() as stack:
@@ -170,8 +196,9 @@ async def _keep_sweeping(services: Services) -> None:
 async def _leave(journal: Journal, services: Services) -> None:
     """Give back keys that nothing needs; they would expire anyway."""
     try:
-        if len(journal.entries):
-            for dataset in {entry.dataset_id for entry in journal.entries}:
+        left = [entry for entry in journal.entries if entry.state is not EntryState.COMMITTED]
+        if left:
+            for dataset in {entry.dataset_id for entry in left}:
                 await journal.leases.release_unused(dataset)
         else:
             await services.catalog.leases.dismiss(journal.leases.holder)

@@ -57,7 +57,7 @@ class DiskJournal:
     @property
     def place(self) -> str:
         """Where it is, for people: "host:/directory"."""
-        return f"{os.uname().nodename}:{self._directory}"
+        return place_of(self._directory)
 
     @property
     def log_bytes(self) -> int:
@@ -133,6 +133,11 @@ class DiskJournal:
     def _writable(self) -> None:
         if self._read_only:
             raise Unavailable(f"{self._directory}: the journal is open for reading only")
+
+
+def place_of(directory: Path) -> str:
+    """Return where the journal in *directory* is, for people: "host:/directory"."""
+    return f"{os.uname().nodename}:{directory}"
 
 
 @contextmanager

@@ -1,0 +1,163 @@
+"""The journals of this machine, without a mount and without a database: which there are, what they hold, and
+getting that out. Committing it is replaying.py's business.
+
+Blocking calls. Nothing in a journal is changed, whoever has it open.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from datas3tfs.core.model import HolderId
+from datas3tfs.core.names import is_temporary
+from datas3tfs.engine.recovery import Found, replay
+from datas3tfs.engine.salvage import check, pieces, stored_size
+from datas3tfs.errors import Corrupt, Datas3tError, NotFound, Unavailable
+from datas3tfs.journal.store import DiskJournal, open_journal
+
+
+@dataclass(frozen=True, slots=True)
+class JournaledFile:
+    """A file that a journal holds. *state*: accepted (it waits to be committed), temporary or damaged."""
+
+    dataset: str
+    name: str
+    size: int
+    state: str
+    problem: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Examined:
+    """A journal and what it holds. *process* has it open, if any does."""
+
+    directory: Path
+    holder: HolderId
+    installation: str
+    process: str | None
+    files: tuple[JournaledFile, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(file.size for file in self.files)
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """What became of one file; *problem* is None if its bytes are what was accepted."""
+
+    path: Path
+    size: int
+    problem: str | None
+
+
+def find_journals(directory: Path) -> list[Path]:
+    """Return the journals in *directory*: itself, or those one level below; none if it is not there.
+
+    Raises Unavailable."""
+    if _is_journal(directory):
+        return [directory]
+    try:
+        return sorted(path for path in directory.iterdir() if _is_journal(path))
+    except FileNotFoundError:
+        return []
+    except OSError as exc:
+        raise Unavailable(f"{directory}: {exc.strerror}") from exc
+
+
+def _is_journal(directory: Path) -> bool:
+    return (directory / "identity.json").is_file() or (directory / "log").is_dir()
+
+
+def examine(directory: Path) -> Examined:
+    """Return what a journal holds. Large contents are looked for, but not read.
+
+    Raises NotFound, Invalid (newer format), Corrupt, Unavailable."""
+    with open_journal(directory, None, read_only=True) as store:
+        files = tuple(_described(store, found) for found in _in_order(store))
+        return Examined(directory, store.holder, store.installation, store.owner, files)
+
+
+def _in_order(store: DiskJournal) -> list[Found]:
+    found = replay(store).files.values()
+    return sorted(found, key=lambda one: (one.says.dataset, one.says.name))
+
+
+def _described(store: DiskJournal, found: Found) -> JournaledFile:
+    says = found.says
+    size, state, problem = says.size, "temporary" if is_temporary(says.name) else "accepted", None
+    try:
+        size = stored_size(store, found)
+    except Datas3tError as exc:
+        state, problem = "damaged", str(exc)
+    return JournaledFile(says.dataset, says.name, size, state, problem)
+
+
+def export(directory: Path, target: Path, advance: Callable[[int], None]) -> Iterator[Exported]:
+    """Write every file of a journal to *target*/DATASET/NAME, its bytes checked; nothing is overwritten.
+
+    Of a damaged one, what is left goes to NAME.damaged. Raises as `examine` does; what concerns one file
+    only is its problem."""
+    with open_journal(directory, None, read_only=True) as store:
+        for found in _in_order(store):
+            yield _export(store, found, target / found.says.dataset / found.says.name)
+            advance(found.says.size)
+    os.sync()  # whoever deletes the journal next must be able to rely on the copies
+
+
+def _export(store: DiskJournal, found: Found, path: Path) -> Exported:
+    problem = None
+    try:
+        check(store, found)
+    except NotFound as exc:
+        return Exported(path, 0, str(exc))
+    except Corrupt as exc:
+        path, problem = path.with_name(f"{path.name}.damaged"), f"damaged: {exc}"
+    except Unavailable as exc:
+        return Exported(path, 0, str(exc))
+    content = pieces(store, found)
+    try:
+        written = _write_new(path, content if problem is None else _as_it_is(content), found.says.mtime_ns)
+    except FileExistsError:
+        if problem is None and _is_equal(path, pieces(store, found)):
+            return Exported(path, found.says.size, None)  # written by an earlier export
+        return Exported(path, 0, problem or "there is another file of that name already")
+    except OSError as exc:
+        return Exported(path, 0, f"{exc.strerror}")
+    except Datas3tError as exc:  # meanwhile the journal's process has gone on
+        return Exported(path, 0, str(exc))
+    return Exported(path, written, problem)
+
+
+def _as_it_is(content: Iterable[bytes]) -> Iterator[bytes]:
+    with suppress(Corrupt):
+        yield from content
+
+
+def _write_new(path: Path, content: Iterable[bytes], mtime_ns: int) -> int:
+    """Make a file with *content*; return its size. Raises OSError, and what *content* raises: then there is
+    none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("xb") as file:
+        try:
+            for piece in content:
+                file.write(piece)
+            file.flush()
+            os.utime(file.fileno(), ns=(mtime_ns, mtime_ns))
+            return file.tell()
+        except BaseException:
+            path.unlink()
+            raise
+
+
+def _is_equal(path: Path, content: Iterable[bytes]) -> bool:
+    try:
+        with path.open("rb") as file:
+            return all(file.read(len(piece)) == piece for piece in content) and not file.read(1)
+    except OSError:
+        return False
