@@ -13,7 +13,7 @@ from contextlib import ExitStack, closing
 
 from datas3tfs.core.checksums import crc32c
 from datas3tfs.core.journalrecords import EntryId, Place
-from datas3tfs.errors import Corrupt, Forbidden
+from datas3tfs.errors import Corrupt, Forbidden, Unavailable
 from datas3tfs.ports import JournalContent, JournalStore
 
 # Larger content gets a file of its own. 128 KiB is what the kernel writes at once, and at 99 requests in
@@ -34,6 +34,7 @@ class Draft:
         self._file: JournalContent | None = None  # open
         self._removed = False  # the file has no name any more
         self.is_own_file = False  # whether the content is in a file of its own
+        self._is_lost = False  # it could not be synced once
         self._crc = 0  # of the first `_crc_length` bytes of the file
         self._crc_length = 0
         self.size = 0
@@ -89,6 +90,8 @@ class Draft:
 
     def write(self, offset: int, data: bytes) -> None:
         """Write *data* at *offset*; a gap is filled with zeros. Raises Full, Unavailable, Forbidden."""
+        if not data:
+            return
         stop = offset + len(data)
         if stop > _SIZE_LIMIT:
             raise Forbidden(f"a datapoint has at most {_SIZE_LIMIT} bytes")
@@ -96,8 +99,7 @@ class Draft:
         if stop > INLINE_LIMIT and not self.is_own_file:
             self._move_to_file()
         if self.is_own_file:
-            self._opened().write(offset, data)
-            self._extend_crc(offset, data)
+            self._write_file(self._opened(), offset, data)
         else:
             buffer = self._in_memory()
             if offset > len(buffer):
@@ -113,9 +115,10 @@ class Draft:
         if size > INLINE_LIMIT and not self.is_own_file:
             self._move_to_file()
         if self.is_own_file:
+            self._forget_crc(size)
+            if size > self.size:
+                self._opened().truncate(self.size)
             self._opened().truncate(size)
-            if size < self._crc_length:
-                self._crc = self._crc_length = 0
         else:
             buffer = self._in_memory()
             del buffer[size:]
@@ -147,9 +150,17 @@ class Draft:
 
     def sync(self) -> None:
         """Make a file of its own survive a loss of power. Blocks: for a worker thread."""
+        if self._is_lost:
+            raise Unavailable(f"the disk lost a part of the journal's content file {self._entry}")
         if self.is_own_file:
             with closing(self._store.open_content(self._entry)) as file:
-                file.sync()
+                try:
+                    file.sync()
+                except Unavailable:
+                    # The kernel says it once, and forgets what it could not write: a second call would
+                    # succeed.
+                    self._is_lost = True
+                    raise
 
     def park(self) -> None:
         """Nobody has it open: a descriptor is not needed."""
@@ -205,8 +216,15 @@ class Draft:
         self._file, self.is_own_file, self._buffer, self._place = file, True, None, None
         self._crc, self._crc_length = crc32c(content), len(content)
 
-    def _extend_crc(self, offset: int, data: bytes) -> None:
+    def _write_file(self, file: JournalContent, offset: int, data: bytes) -> None:
+        self._forget_crc(offset)
+        if offset > self.size:
+            file.truncate(self.size)  # a write that failed may have left something there
+        file.write(offset, data)
         if offset == self._crc_length:
             self._crc, self._crc_length = crc32c(data, self._crc), offset + len(data)
-        elif offset < self._crc_length:
+
+    def _forget_crc(self, offset: int) -> None:
+        """What is at *offset* and behind changes, perhaps half of it only."""
+        if offset < self._crc_length:
             self._crc = self._crc_length = 0
