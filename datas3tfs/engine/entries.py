@@ -96,12 +96,14 @@ class Entry:
             self.key, self.extension = parsed.key, parsed.extension
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class OpenEntry:
     """A handle on an entry."""
 
     entry: Entry
     writable: bool
+    synchronous: bool = False  # opened with O_SYNC or O_DSYNC: the kernel sends an fsync after every write
+    owes_sync: bool = False  # … and that of the last write has not come yet
 
 
 class Entries:

@@ -103,12 +103,22 @@ class Tree:
                 return OpenDatapoint(snapshot, datarange, index, slot, index.entry(slot), snapshot.bases[at])
 
     async def listing(self, dataset_id: DatasetId, from_key: int) -> AsyncGenerator[Rows, None]:
-        """Yield all datapoints from *from_key* on, in key order. Raises NotFound, Corrupt, Unavailable."""
-        batch = _FIRST_BATCH
-        snapshot = await self._snapshots.of(dataset_id)
-        for datarange in snapshot.from_key(from_key):
-            index = await self._indices.of(snapshot.dataset.bucket_id, datarange)
-            slot = max(0, from_key - datarange.keys.start)
+        """Yield all datapoints from *from_key* on, in key order. Raises NotFound, Corrupt, Unavailable.
+
+        When a batch arrives, and at the end, nothing has been waited for since the snapshot was current: what
+        has left the journal meanwhile, because a newer one shows it, is in it.
+        """
+        batch, key = _FIRST_BATCH, from_key
+        while True:
+            snapshot = await self._snapshots.of(dataset_id)
+            datarange = next(iter(snapshot.from_key(key)), None)
+            if datarange is not None:
+                index = await self._indices.of(snapshot.dataset.bucket_id, datarange)
+            if await self._snapshots.of(dataset_id) is not snapshot:
+                continue
+            if datarange is None:
+                return
+            slot, key = max(0, key - datarange.keys.start), datarange.keys.stop
             while slot < index.count:
                 count = min(batch, index.count - slot)
                 batch = min(2 * batch, _LAST_BATCH)

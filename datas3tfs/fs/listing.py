@@ -23,6 +23,8 @@ _END = -1
 class Listing:
     """Lists what is committed."""
 
+    far_keys = KEY_MAX  # from this key on, what comes after a key is not the key plus one but `_after_far`
+
     def __init__(self, tree: Tree, attributes: Attributes, inodes: Inodes) -> None:
         self._tree = tree
         self._attributes = attributes
@@ -49,7 +51,7 @@ class Listing:
         try:
             async with aclosing(self._tree.listing(dataset_id, start)) as batches:
                 async for rows in batches:
-                    count = self._rows(dataset_id, rows, token, _END)
+                    count = self._rows(dataset_id, rows, token)
                     if count < len(rows.names):
                         return
                     listed += count
@@ -57,15 +59,19 @@ class Listing:
             if not listed:
                 raise
 
-    def _rows(self, dataset_id: DatasetId, rows: Rows, token: pyfuse3.ReaddirToken, end: int) -> int:
-        """List *rows*; return how many there was room for. *end* is the offset after the last key of all."""
+    def _rows(self, dataset_id: DatasetId, rows: Rows, token: pyfuse3.ReaddirToken) -> int:
+        """List *rows*; return how many there was room for."""
         attributes, reply = self._attributes.blank(), pyfuse3.readdir_reply
         attributes.generation = generation(rows.datarange)
         numbers = self._inodes.datapoints(dataset_id, rows.first_key, len(rows.names))
         columns = zip(numbers, rows.names, rows.sizes, rows.mtimes_ns, strict=True)
         for key, (number, name, size, mtime_ns) in enumerate(columns, rows.first_key):
             fill(attributes, number, size, mtime_ns)
-            after = key + 1 if key < KEY_MAX else end
+            after = key + 1 if key < self.far_keys else self._after_far(key)
             if not reply(token, pyfuse3.FileNameT(name), attributes, after):
                 return key - rows.first_key
         return len(rows.names)
+
+    def _after_far(self, key: int) -> int:
+        """Return the offset after a key of `far_keys` or more."""
+        return _END

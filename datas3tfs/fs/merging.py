@@ -19,8 +19,11 @@ from datas3tfs.fs.attributes import Attributes
 from datas3tfs.fs.known import KnownEntries
 from datas3tfs.fs.listing import KEY_MAX, Listing
 
-# Offset where files with temporary names begin; each one's is this plus its number plus one.
-_TEMPORARIES = -(2**63)
+# An offset is 63 bits, or seekdir(3) would refuse it, and keys take all of them. So the last 2^40 offsets,
+# as many as there are numbers, are those of files with temporary names: this plus the number plus one. The
+# last 2^40 keys have negative offsets, with which a listing can be gone through from begin to end only.
+_TEMPORARIES = 2**63 - 2**40
+_FAR = 2**63 + _TEMPORARIES
 
 
 @dataclass(slots=True)
@@ -35,6 +38,8 @@ class _Answer:
 class MergedListing(Listing):
     """Lists what is committed and what is not, each key once."""
 
+    far_keys = _TEMPORARIES - 1
+
     def __init__(
         self, tree: Tree, attributes: Attributes, inodes: Inodes, entries: Entries, known: KnownEntries
     ) -> None:
@@ -44,15 +49,15 @@ class MergedListing(Listing):
 
     async def datapoints(self, dataset_id: DatasetId, start: int, token: pyfuse3.ReaddirToken) -> None:
         answer = _Answer(dataset_id, token)
-        if start >= 0:
+        if start < _TEMPORARIES:
             try:
-                if not await self._keys(answer, start):
+                if not await self._keys(answer, start if start >= 0 else start + _FAR):
                     return
             except Datas3tError:
                 if not answer.listed:
                     raise
                 return
-        number = start - _TEMPORARIES if start < 0 else 0
+        number = max(0, start - _TEMPORARIES)
         for entry in self._entries.temporaries(dataset_id, number):
             if not self._entry(answer, entry, _TEMPORARIES + entry.id + 1):
                 return
@@ -72,7 +77,7 @@ class MergedListing(Listing):
         while (key := self._entries.next_key(answer.dataset_id, start)) is not None and key < stop:
             entry = self._entries.at_key(answer.dataset_id, key)
             assert entry is not None
-            if not self._entry(answer, entry, key + 1 if key < KEY_MAX else _TEMPORARIES):
+            if not self._entry(answer, entry, key + 1 if key < self.far_keys else self._after_far(key)):
                 return False
             start = key + 1
         return True
@@ -84,7 +89,7 @@ class MergedListing(Listing):
             found = self._entries.next_key(answer.dataset_id, at)
             until = stop if found is None else min(found, stop)
             if until > at:
-                count = self._rows(answer.dataset_id, rows.part(at, until), answer.token, _TEMPORARIES)
+                count = self._rows(answer.dataset_id, rows.part(at, until), answer.token)
                 answer.listed += count
                 if count < until - at:
                     return False
@@ -92,6 +97,9 @@ class MergedListing(Listing):
                 return False
             at = until + 1
         return True
+
+    def _after_far(self, key: int) -> int:
+        return key + 1 - _FAR
 
     def _entry(self, answer: _Answer, entry: Entry, after: int) -> bool:
         attributes = self._attributes.entry(entry, self._inodes.number(EntryNode(entry.id)))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import pyfuse3
@@ -111,7 +112,7 @@ class ReadWriteOperations(Operations):
         entry = self._entries.named(dataset.id, text)
         if entry is None:
             entry = await self._journal.create(dataset, text)
-            handle = OpenEntry(entry, writable=True)
+            handle = OpenEntry(entry, True, _is_synchronous(flags))  # writable: who made it, closes it
         elif flags & os.O_EXCL:
             raise Conflict(f"{text}: it exists already")
         else:
@@ -123,8 +124,11 @@ class ReadWriteOperations(Operations):
         self, inode: pyfuse3.InodeT, flags: pyfuse3.FlagT, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.FileInfo:
         node = self._entry_or_node(inode)
-        if isinstance(node, Entry) and not (node.state is EntryState.COMMITTED and not node.linked):
-            self._counters.add("fuse.open")
+        self._counters.add("fuse.open")
+        if isinstance(node, Entry) and not node.linked and not node.handles:
+            if node.state is not EntryState.COMMITTED:
+                raise NotFound(f"{node.name}: it was removed meanwhile")
+        elif isinstance(node, Entry):
             return pyfuse3.FileInfo(fh=self._files.add(await self._opened(node, flags)), keep_cache=True)
         if not isinstance(node, Entry | DatapointNode):
             raise pyfuse3.FUSEError(errno.EISDIR)
@@ -144,7 +148,7 @@ class ReadWriteOperations(Operations):
             except BaseException:
                 await self._journal.closed(entry, writable=writable)
                 raise
-        return OpenEntry(entry, writable)
+        return OpenEntry(entry, writable, _is_synchronous(flags))
 
     async def read(self, fh: pyfuse3.FileHandleT, off: int, size: int) -> bytes:
         file = self._files.get(fh)
@@ -166,6 +170,7 @@ class ReadWriteOperations(Operations):
         if not isinstance(file, OpenEntry) or not file.writable:
             raise pyfuse3.FUSEError(errno.EBADF)
         await self._journal.write(file.entry, off, buf)
+        file.owes_sync = file.synchronous
         self._counters.add("fuse.write_bytes", len(buf))
         return len(buf)
 
@@ -177,6 +182,7 @@ class ReadWriteOperations(Operations):
         if isinstance(file, OpenEntry) and file.writable:
             await self._journal.accept(file.entry)
 
+    @answers_errno
     async def release(self, fh: pyfuse3.FileHandleT) -> None:
         file = self._files.get(fh)
         self._files.close(fh)
@@ -185,11 +191,14 @@ class ReadWriteOperations(Operations):
 
     @answers_errno
     async def fsync(self, fh: pyfuse3.FileHandleT, datasync: bool) -> None:
+        """Commit; or, if it is part of a write with O_SYNC, make that safe here: committed, there could be
+        no second write."""
         self._counters.add("fuse.fsync")
         file = self._files.get(fh)
         if not isinstance(file, OpenEntry) or not file.entry.linked:
             return
-        if file.entry.key is None or not self._fsync_commits:
+        owed, file.owes_sync = file.owes_sync, False
+        if owed or file.entry.key is None or not self._fsync_commits:
             await self._journal.sync(file.entry)
         else:
             await self._journal.accept(file.entry)
@@ -217,6 +226,9 @@ class ReadWriteOperations(Operations):
         """Sizes and times are kept. Modes and owners are the mount's: setting them does nothing."""
         self._counters.add("fuse.setattr")
         node = self._entry_or_node(inode)
+        if isinstance(node, Entry) and (fields.update_size or fields.update_mtime):
+            with suppress(Forbidden):
+                await self._journal.settled(node)
         if isinstance(node, Entry) and node.state is not EntryState.COMMITTED:
             if fields.update_size:
                 await self._journal.truncate(node, attr.st_size)
@@ -319,6 +331,7 @@ class ReadWriteOperations(Operations):
 
     # -- the rest ----------------------------------------------------------------------------------
 
+    @answers_errno
     async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
         """What is free is the journal's room: so much can be written before it must be committed."""
         figures = await super().statfs(ctx)
@@ -367,6 +380,10 @@ class ReadWriteOperations(Operations):
     def _tell(self, entry: Entry) -> pyfuse3.EntryAttributes:
         self._known.told(entry)
         return self._attributes.entry(entry, self._number(entry))
+
+
+def _is_synchronous(flags: int) -> bool:
+    return bool(flags & os.O_DSYNC)  # O_SYNC contains it
 
 
 async def _committing(work: Awaitable[None]) -> None:
