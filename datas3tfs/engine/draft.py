@@ -9,11 +9,11 @@ here only while somebody has the entry open (`park`), as there may be more of th
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 
 from datas3tfs.core.checksums import crc32c
 from datas3tfs.core.journalrecords import EntryId, Place
-from datas3tfs.errors import Corrupt, Forbidden, Unavailable
+from datas3tfs.errors import Corrupt, Forbidden, NotFound, Unavailable
 from datas3tfs.ports import JournalContent, JournalStore
 
 # Larger content gets a file of its own. 128 KiB is what the kernel writes at once, and at 99 requests in
@@ -58,6 +58,14 @@ class Draft:
         if size is not None and found < size:
             raise Corrupt(f"the journal's content file {entry} has {found} bytes instead of {size}")
         draft.size = found if size is None else size
+        return draft
+
+    @classmethod
+    def damaged(cls, store: JournalStore, entry: EntryId, size: int) -> Draft:
+        """Return the draft whose own file should have *size* bytes, and is missing or shorter: it can be
+        removed, and reading it fails. Never empty, so that nobody takes it for what it should be."""
+        draft = cls(store, entry)
+        draft._buffer, draft.is_own_file, draft.size = None, True, max(1, size)
         return draft
 
     @property
@@ -184,8 +192,9 @@ class Draft:
         """Take the content off the disk and give everything back; nothing can be read any more. *size* stays:
         the kernel may still ask for it."""
         if self.is_own_file:
-            self._remove_file()
-            self._opened().close()
+            with suppress(NotFound):  # it was lost
+                self._remove_file()
+                self._opened().close()
         self._buffer, self._place, self._file, self.is_own_file = bytearray(), None, None, False
 
     def _remove_file(self) -> None:

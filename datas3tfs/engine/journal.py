@@ -1,8 +1,7 @@
-"""Uncommitted files: create, change, accept, rename, remove. What close() promises is kept here.
+"""Uncommitted files: create, change, rename, remove; accept, which makes them safe, is in accepting.py.
 
-A file is *accepted* when its record is in the journal's log: from then on it survives the death of this
-process, and its key can be nobody else's. Committing accepted files is committer.py's business; an entry
-that is being committed stands still, and whoever wants to change it waits for the outcome.
+Committing accepted files is committer.py's business; an entry that is being committed stands still, and
+whoever wants to change it waits for the outcome.
 
 Between two awaits a task owns the tables; after one, it looks again. The kernel lets one create, rename or
 unlink at a time into a directory.
@@ -13,19 +12,18 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable
-from dataclasses import replace
 
 import trio
 
-from datas3tfs.core.checksums import crc32c
 from datas3tfs.core.counters import Counters
-from datas3tfs.core.journalrecords import Accepted, EntryId, Gone, Place, Renamed
+from datas3tfs.core.journalrecords import EntryId, Gone, Renamed
 from datas3tfs.core.model import Dataset
 from datas3tfs.core.names import check_file_name, is_temporary, parse_datapoint_name
 from datas3tfs.core.tar import clamped_time
+from datas3tfs.engine.accepting import Accepting
 from datas3tfs.engine.backlog import Backlog
 from datas3tfs.engine.draft import Draft
-from datas3tfs.engine.entries import Entries, Entry, EntryState, Safe
+from datas3tfs.engine.entries import Entries, Entry, EntryState
 from datas3tfs.engine.leases import KeyLeases
 from datas3tfs.engine.quota import Quota
 from datas3tfs.engine.snapshot import Snapshots
@@ -35,9 +33,6 @@ from datas3tfs.ports import JournalStore
 log = logging.getLogger(__name__)
 
 _SECOND = 1_000_000_000
-_CHECKSUM_TRIES = 3  # at a file that changes while it is read
-_COMPACT_SLACK = 256 * 1024 * 1024  # bytes of log that may be dead before the live ones are moved
-_NOWHERE = Place(0, 0, 0)  # until it is appended
 
 
 class Journal:
@@ -62,6 +57,7 @@ class Journal:
         self._counters = counters
         self._next_id = 1
         self.backlog = Backlog(entries)
+        self._accepting = Accepting(store, entries, leases, self.backlog, counters)
 
     async def create(self, dataset: Dataset, name: str) -> Entry:
         """Make an empty file, open for one writer. Raises Invalid (name), Conflict (key taken), Full,
@@ -113,7 +109,7 @@ class Journal:
         """Write into a file. Raises Forbidden (committed), Full, Unavailable."""
         await self._make_room(max(0, offset + len(data) - entry.size))
         await self.settled(entry)
-        self._before_change(entry)
+        self._accepting.before_change(entry)
         before = entry.draft.file_bytes
         try:
             entry.draft.write(offset, data)
@@ -125,7 +121,7 @@ class Journal:
         """Cut or extend a file. Raises Forbidden (committed), Full, Unavailable."""
         await self._make_room(max(0, size - entry.size))
         await self.settled(entry)
-        self._before_change(entry)
+        self._accepting.before_change(entry)
         before = entry.draft.file_bytes
         try:
             entry.draft.truncate(size)
@@ -147,62 +143,8 @@ class Journal:
             await self.accept(entry)
 
     async def accept(self, entry: Entry) -> None:
-        """Make what was written safe. Raises Conflict (the key was lost), Full, Unavailable."""
-        while entry.linked and entry.changed and entry.state is not EntryState.COMMITTED:
-            if entry.state is EntryState.COMMITTING:
-                await self.settled(entry)
-                continue
-            if entry.key is not None:
-                await self._accept_key(entry, entry.key)
-            if await self._record(entry):
-                return
-
-    async def _accept_key(self, entry: Entry, key: int) -> None:
-        try:
-            await self.leases.accept(entry.dataset_id, key)
-        except Conflict as exc:
-            # From the one who closes it, this must not be hidden behind EEXIST.
-            raise Unavailable(
-                f"{entry.dataset}/{entry.name}: its key was taken over meanwhile ({exc})"
-            ) from exc
-
-    async def _record(self, entry: Entry) -> bool:
-        """Append the record that makes an entry safe; say whether that is still what it is."""
-        name, version = entry.name, entry.draft.version
-        content = entry.draft.inline_content()
-        crc = crc32c(content) if content is not None else entry.draft.known_crc()
-        if crc is None:
-            crc = await self._checksum(entry)
-        if (entry.name, entry.draft.version) != (name, version) or not entry.linked:
-            return False
-        place = self._append_accepted(
-            entry, Safe(_NOWHERE, content is not None, entry.size, crc, entry.mtime_ns), content
-        )
-        if content is not None:
-            entry.draft.rest_in_log(place)
-        entry.changed = False
-        if not entry.handles:
-            entry.draft.park()
-        entry.problem, entry.state = None, EntryState.JOURNALED
-        entry.quiet_since = trio.current_time()
-        self._counters.add("journal.accept")
-        self.backlog.note(entry)
-        return True
-
-    async def _checksum(self, entry: Entry) -> int | None:
-        """Return the CRC of a content file; None if it changes all the time: then it is safe without."""
-        for _ in range(_CHECKSUM_TRIES):
-            version = entry.draft.version
-            try:
-                crc = await trio.to_thread.run_sync(entry.draft.checksum)
-            except NotFound:
-                if entry.linked:
-                    raise
-                return None
-            if entry.draft.version == version:
-                entry.draft.learn_crc(crc)
-                return crc
-        return None
+        """Make what was written safe. Raises Unavailable (also if the key was lost), Full, Corrupt."""
+        await self._accepting.accept(entry)
 
     async def sync(self, entry: Entry) -> None:
         """Make a file survive a loss of power, here. Raises as `accept` does."""
@@ -237,14 +179,18 @@ class Journal:
         if (entry.dataset_id, entry.name) == (dataset.id, name):
             return
         replaced = self.entries.named(dataset.id, name)
-        both = [entry] if replaced is None else [entry, replaced]
-        for one in both:
-            await self.settled(one)
-            one.busy += 1
+        busy: list[Entry] = []
         try:
+            for one in (entry, replaced):
+                if one is not None:
+                    await self.settled(one)
+                    one.busy += 1
+                    busy.append(one)
+            if replaced is not None and replaced.safe is not None and entry.safe is None:
+                await self.accept(entry)  # else nothing would be left by a crash
             await self._rename_datapoint(entry, replaced, dataset, name)
         finally:
-            for one in both:
+            for one in busy:
                 one.busy -= 1
                 one.wake()
             self.backlog.note(entry)
@@ -256,12 +202,11 @@ class Journal:
         if key is None:
             self._rename(entry, replaced, dataset, name)
             return
-        at_key = self.entries.at_key(dataset.id, key)
-        if at_key not in (None, entry, replaced):
-            raise Conflict(f"{name}: datapoint {key} exists with another extension")
-        if at_key is None:
+        if self.entries.at_key(dataset.id, key) is None:
             await self._check_free(dataset, key, name)
         async with self.leases.holding(dataset.id, key):
+            if self.entries.at_key(dataset.id, key) not in (None, entry, replaced):
+                raise Conflict(f"{name}: datapoint {key} exists with another extension")
             if entry.safe is not None:
                 await self.leases.accept(dataset.id, key)
             self._rename(entry, replaced, dataset, name)
@@ -317,42 +262,7 @@ class Journal:
 
     def compact(self) -> None:
         """Free log segments that a few long-lived entries keep. Raises Full, Unavailable."""
-        slack = min(_COMPACT_SLACK, self.quota.limit // 4)
-        safe = [entry.safe for entry in self.entries if entry.safe is not None]
-        live = sum(one.size for one in safe if one.inline)
-        while self.store.log_bytes > 2 * live + slack:
-            oldest = self.store.oldest()
-            stuck = [e for e in self.entries if e.safe is not None and e.safe.place.segment == oldest]
-            if not stuck or any(entry.state is EntryState.COMMITTING for entry in stuck):
-                return
-            for entry in stuck:
-                self._append_again(entry)
-
-    def _append_again(self, entry: Entry) -> None:
-        """Move an entry's accepted record to the end of the log, as it stands there."""
-        old = entry.safe
-        assert old is not None
-        content = self.store.read(old.place, 0, old.size) if old.inline else None
-        entry.draft.moved_in_log(old.place, self._append_accepted(entry, old, content))
-
-    def _append_accepted(self, entry: Entry, says: Safe, content: bytes | None) -> Place:
-        """Append what makes an entry safe, in place of what did before; return its place."""
-        place = self.store.append(
-            Accepted(
-                entry.id,
-                entry.dataset_id,
-                entry.dataset,
-                entry.name,
-                says.mtime_ns,
-                says.size,
-                says.crc,
-                content,
-            )
-        )
-        if entry.safe is not None:
-            self.store.drop(entry.safe.place)
-        entry.safe = replace(says, place=place)
-        return place
+        self._accepting.compact(self.quota.limit // 4)
 
     def _new(self, dataset: Dataset, name: str) -> Entry:
         number = EntryId(self._next_id)
@@ -365,18 +275,14 @@ class Journal:
         if (await self._snapshots.of(dataset.id)).position(key) is not None:
             raise Conflict(f"{name}: datapoint {key} exists")
 
-    def _before_change(self, entry: Entry) -> None:
-        """A content file is about to differ from its record: say so first."""
-        safe = entry.safe
-        if safe is not None and not safe.inline and safe.crc is not None:
-            self._append_accepted(entry, replace(safe, crc=None), None)
-        entry.changed = True
-
     def _unlink(self, entry: Entry) -> None:
         self.entries.remove(entry)
         entry.linked = False
         if entry.handles:
-            entry.draft.detach()
+            try:
+                entry.draft.detach()
+            except Datas3tError as exc:
+                log.warning("%s/%s: who has it open cannot read on: %s", entry.dataset, entry.name, exc)
         if entry.safe is not None:
             self.store.drop(entry.safe.place)
             entry.safe = None
@@ -390,10 +296,14 @@ class Journal:
         entry.draft.park()
         if not entry.linked:
             self.quota.files_grew(-entry.draft.file_bytes)
-            entry.draft.close()
+            try:
+                entry.draft.close()
+            except Datas3tError as exc:
+                log.warning("%s/%s: its content stays for the next mount: %s", entry.dataset, entry.name, exc)
 
     async def _make_room(self, growth: int) -> None:
         if not self.quota.has_room(growth):
-            self.compact()
+            if self.quota.used + growth > self.quota.limit:
+                self.compact()
             self.backlog.poke()
             await self.quota.wait(growth)

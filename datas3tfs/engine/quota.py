@@ -36,6 +36,8 @@ class Quota:
     def files_grew(self, by: int) -> None:
         """Take note that content files take *by* bytes more, or less."""
         self._file_bytes += by
+        if by < 0:
+            self.freed()
 
     def freed(self) -> None:
         """Wake those who wait for room."""

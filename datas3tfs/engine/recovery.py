@@ -8,6 +8,7 @@ twice does no harm.
 from __future__ import annotations
 
 import logging
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
@@ -36,16 +37,16 @@ class Found:
 
 @dataclass(slots=True)
 class Replayed:
-    """What the log amounts to: accepted files by number, and uploads whose outcome it does not know."""
+    """What the log amounts to: accepted files by number, and the uploads that may have committed them."""
 
     files: dict[EntryId, Found] = field(default_factory=dict)
-    begun: list[Begun] = field(default_factory=list)
+    begun: dict[EntryId, UploadId] = field(default_factory=dict)
     superseded: list[Place] = field(default_factory=list)
     last: int = 0  # the highest number given out
     _names: dict[tuple[DatasetId, str], EntryId] = field(default_factory=dict)
 
     def accept(self, found: Found) -> None:
-        """Take in an Accepted record."""
+        """Take in an Accepted record. What was begun before has failed, or it could not have changed."""
         self._forget(found.says.entry)
         self._name(found)
 
@@ -56,11 +57,23 @@ class Replayed:
             self._unname(old)
             says = replace(old.says, dataset_id=record.dataset_id, dataset=record.dataset, name=record.name)
             self._name(replace(old, says=says))
+        elif record.replaced is not None:
+            # Its own record went with the beginning of the log: a later one says what became of it.
+            self._forget(record.replaced)
+
+    def begin(self, record: Begun) -> None:
+        """Take in a Begun record: of several about a file, only the last can have committed it."""
+        self._given_out(record.entries)
+        self.begun.update(dict.fromkeys(record.entries, record.upload))
 
     def remove(self, entries: Iterable[EntryId]) -> None:
         """Take in a Gone record."""
         for entry in entries:
+            self._given_out((entry,))
             self._forget(entry)
+
+    def _given_out(self, entries: Iterable[EntryId]) -> None:
+        self.last = max(self.last, *entries)
 
     def _name(self, found: Found) -> None:
         """A name belongs to whoever got it last; what had it before was replaced."""
@@ -69,9 +82,10 @@ class Replayed:
         if replaced is not None and replaced != found.says.entry:
             self._forget(replaced)
         self.files[found.says.entry], self._names[name] = found, found.says.entry
-        self.last = max(self.last, found.says.entry)
+        self._given_out((found.says.entry,))
 
     def _forget(self, entry: EntryId) -> None:
+        self.begun.pop(entry, None)
         found = self.files.pop(entry, None)
         if found is not None:
             self._unname(found)
@@ -96,9 +110,8 @@ def replay(store: JournalStore) -> Replayed:
                 replayed.rename(record)
             case Gone():
                 replayed.remove(record.entries)
-                replayed.last = max(replayed.last, *record.entries)
             case Begun():
-                replayed.begun.append(record)
+                replayed.begin(record)
     return replayed
 
 
@@ -112,27 +125,30 @@ async def reconcile(
         store.drop(place)
     journal.number_after(EntryId(max(replayed.last, *store.contents(), 0)))
     for entry in await trio.to_thread.run_sync(_entries, replayed, store):
-        journal.adopt(entry)
+        if entry.key is None or journal.entries.at_key(entry.dataset_id, entry.key) is None:
+            journal.adopt(entry)
+        else:  # a damaged log has lost the record of the older one's end
+            log.error("%s/%s: kept in the journal, but another has its key", entry.dataset, entry.name)
     await trio.to_thread.run_sync(_remove_orphans, store, replayed)
     await _hold_keys(store, journal, leases)
 
 
 async def _settle_uploads(replayed: Replayed, store: JournalStore, uploads: Uploads) -> None:
     await uploads.abandon_all(store.holder)  # nobody is writing them: we have the journal to ourselves
-    asked: set[UploadId] = set()
-    for begun in replayed.begun:
-        left = tuple(entry for entry in begun.entries if entry in replayed.files)
-        if not left or begun.upload in asked:
-            continue
-        asked.add(begun.upload)
-        if await uploads.published(begun.upload) is not None:
-            store.append(Gone(left))
-            replayed.remove(left)
-            log.info("%d datapoints had been committed already", len(left))
+    entries_of: dict[UploadId, list[EntryId]] = defaultdict(list)
+    for entry, upload in replayed.begun.items():
+        if entry in replayed.files:
+            entries_of[upload].append(entry)
+    for upload, entries in entries_of.items():
+        if await uploads.published(upload) is not None:
+            store.append(Gone(tuple(entries)))
+            replayed.remove(entries)
+            log.info("%d datapoints had been committed already", len(entries))
 
 
 def _entries(replayed: Replayed, store: JournalStore) -> list[Entry]:
-    return [entry_of(store, found) for found in replayed.files.values()]
+    """Return the entries of what was found, the last in the log first."""
+    return [entry_of(store, found) for found in reversed(replayed.files.values())]
 
 
 def entry_of(store: JournalStore, found: Found) -> Entry:
@@ -148,7 +164,7 @@ def entry_of(store: JournalStore, found: Found) -> Entry:
                 draft.learn_crc(says.crc)
     except (Corrupt, NotFound) as exc:
         log.error("%s/%s: kept in the journal, but damaged: %s", says.dataset, says.name, exc)
-        draft, problem = Draft(store, says.entry), Corrupt(str(exc))
+        draft, problem = Draft.damaged(store, says.entry, says.size), Corrupt(str(exc))
     entry = Entry(says.entry, says.dataset_id, says.dataset, says.name, draft, says.mtime_ns)
     entry.safe = Safe(found.place, found.inline, says.size, says.crc, says.mtime_ns)
     entry.changed = False
