@@ -97,9 +97,11 @@ class Uploads(Protocol):
         """Record *intent*: claim its keys and name two objects never used before in that bucket.
 
         Keys that the intent's holder has leased pass from the leases to the upload; keys nobody has
-        taken are claimed as well. *fresh* skips the name without a generation (the writer found an
-        object there). Raises Conflict (a key is committed or claimed), NotFound (dataset), Invalid
-        (impossible keys). Somebody else's expired lease is as good as any: `take` first, or sweep.
+        taken are claimed as well. An upload of the holder's own that overlaps is abandoned: a journal
+        uploads a key once at a time, so it has not learnt how that one began. *fresh* skips the name
+        without a generation (the writer found an object there). Raises Conflict (a key is committed or
+        claimed), NotFound (dataset), Invalid (impossible keys). Somebody else's expired lease is as
+        good as any: `take` first, or sweep.
         """
         ...
 

@@ -61,6 +61,13 @@ _ABANDON_EXPIRED = _ABANDON.format(
         ORDER BY id LIMIT $1 FOR UPDATE SKIP LOCKED
     """
 )
+_ABANDON_OVERLAPPING = _ABANDON.format(
+    which="""
+        SELECT id FROM datarange_uploads
+        WHERE lease_holder = $1 AND dataset_id = $2
+            AND first_datapoint_index <= $4 AND last_datapoint_index >= $3 FOR UPDATE
+    """
+)
 _ABANDON_ALL = _ABANDON.format(
     which="SELECT id FROM datarange_uploads WHERE lease_holder = $1 ORDER BY id FOR UPDATE"
 )
@@ -94,11 +101,22 @@ class _Begin:
         if self._made is not None and await session.value(_STANDS, self._made.id):
             return self._made
         if intent.holder is not None:
-            await claims.carve(session, intent.holder, intent.dataset_id, intent.keys)
+            await self._pass_keys(session, intent.holder)
         claim_id = await claims.claim(session, intent.dataset_id, intent.keys)
         data_key = await self._name(session, dataset)
         self._made = await self._record(session, dataset, claim_id, data_key)
         return self._made
+
+    async def _pass_keys(self, session: Session, holder: HolderId) -> None:
+        """Free what the holder has of the keys.
+
+        A journal uploads a key once at a time. So an upload of its own that has one is from a begin()
+        whose outcome it never learnt, and nobody works on it. The dataset is locked already, against the
+        order of locks; but of those who may have that upload locked, the sweeper wants no dataset.
+        """
+        keys = self._intent.keys
+        await session.value(_ABANDON_OVERLAPPING, holder, self._intent.dataset_id, keys.start, keys.last)
+        await claims.carve(session, holder, self._intent.dataset_id, keys)
 
     async def _name(self, session: Session, dataset: Row) -> str:
         bucket_id = dataset["s3_bucket_id"]
@@ -132,8 +150,9 @@ class PostgresUploads:
     async def begin(self, intent: UploadIntent, *, fresh: bool = False) -> Upload:
         """Record *intent*: claim its keys and name two objects never used before in that bucket.
 
-        Keys that the intent's holder has leased pass from the leases to the upload. Raises Conflict (a key
-        is committed or claimed), NotFound (dataset, holder), Invalid (keys that cannot be).
+        Keys that the intent's holder has leased pass from the leases to the upload; an upload of its own
+        that overlaps is abandoned. Raises Conflict (a key is committed or claimed), NotFound (dataset,
+        holder), Invalid (keys that cannot be).
         """
         keys = intent.keys
         if not keys or keys.start < 0 or keys.stop > KEY_LIMIT or keys.length >= KEY_LIMIT:

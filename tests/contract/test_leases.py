@@ -188,7 +188,7 @@ async def test_an_upload_takes_its_keys_out_of_the_leases(enrolled: World) -> No
         with pytest.raises(Conflict, match="uploaded by here:/journal"):
             await enrolled.take(holder, 20, 21)
     with pytest.raises(Conflict):
-        await enrolled.begin(31, 33, holder=ME)
+        await enrolled.begin(31, 33, holder=OTHER)
     assert await enrolled.held(ME) == [(10, 15, True), (32, 40, False)], "a refusal changes nothing"
     made = await enrolled.here.uploads.publish(upload.id)
     assert made.keys == Span(15, 32)
@@ -223,6 +223,26 @@ async def test_abandoning_gives_the_keys_back_as_one_accepted_lease(enrolled: Wo
     assert again.data_key != upload.data_key
     await enrolled.here.uploads.publish(again.id)
     assert await enrolled.held(ME) == []
+
+
+async def test_an_upload_nobody_learnt_of_does_not_bar_the_next(enrolled: World) -> None:
+    """The answer to its begin was lost; the journal tries again, with more keys or fewer."""
+    uploads = enrolled.here.uploads
+    lost = await enrolled.begin(10, 20, holder=ME)
+    await uploads.confirm(lost.id)
+    others = await enrolled.begin(30, 40, holder=OTHER)
+    later = await enrolled.begin(25, 30, holder=ME)
+    again = await enrolled.begin(5, 15, holder=ME)
+    assert await enrolled.held(ME) == [(15, 20, True)]
+    assert len(await enrolled.here.graveyard.doomed(10)) == 2
+    with pytest.raises(Conflict):
+        await uploads.publish(lost.id)
+    with pytest.raises(Conflict, match="35 to 44"):
+        await enrolled.begin(35, 45, holder=ME)
+    with pytest.raises(Conflict, match="35 to 44"):
+        await enrolled.begin(35, 45)
+    for upload in (again, later, others):
+        await uploads.publish(upload.id)
 
 
 async def test_an_expired_upload_gives_the_keys_back(enrolled: World) -> None:

@@ -265,6 +265,7 @@ class MemoryCatalog:
         if intent.holder is not None:
             self.book.check(intent.holder)
         dataset = self._dataset(intent.dataset_id)
+        self._abandon(self._own_overlapping(intent))
         leased = self.book.overlapping(dataset.id, intent.keys)
         taken = self._committed_or_in_flight(dataset.id)
         if any(intent.keys.intersection(keys) for keys in taken) or any(
@@ -279,6 +280,16 @@ class MemoryCatalog:
         upload = Upload(upload_id, intent, dataset.bucket.id, data_key, index_object_key(data_key))
         self.pending[upload_id] = _Pending(upload, self.clock() + self.upload_lifetime)
         return upload
+
+    def _own_overlapping(self, intent: UploadIntent) -> list[UploadId]:
+        if intent.holder is None:
+            return []
+        return [
+            key
+            for key in self._uploads_of(intent.holder)
+            if self.pending[key].upload.intent.dataset_id == intent.dataset_id
+            and self.pending[key].upload.intent.keys.intersection(intent.keys)
+        ]
 
     def _claims(self, dataset_id: DatasetId) -> list[Span]:
         leased = [item.lease.keys for item in self.book.held if item.lease.dataset_id == dataset_id]
