@@ -23,18 +23,20 @@ class Ending:
         self._terminate = terminate
         self.serving = trio.CancelScope()  # around what answers requests
         self._written = written
-        self._draining = trio.CancelScope()
-        self._hurry = False
+        self._draining = trio.CancelScope()  # around the commit under way, of which there may be two in turn
+        self._is_told = False
+        self._is_hurried = False
 
     async def on_signals(self, signals: AsyncIterator[int]) -> None:
         """Commit and stop at the first signal; stop committing at the second."""
         async with trio.open_nursery() as nursery:
             async for number in signals:
                 log.info("stopping on %s", signal.Signals(number).name)
-                if self._hurry:
+                if self._is_told:
+                    self._is_hurried = True
                     self._draining.cancel()
                 else:
-                    self._hurry = True
+                    self._is_told = True
                     nursery.start_soon(self._stop)
 
     async def _stop(self) -> None:
@@ -57,12 +59,13 @@ class Ending:
         if written is None or not written.left():
             return
         left = f"{written.left()} datapoints stay in the journal {written.directory}{problem}"
-        if self._draining.cancel_called:
+        if self._is_hurried:
             log.warning("%s", left)
             return
         raise Unavailable(f"{left}; mount again, or run `datas3tfs journal replay`")
 
     async def _drain(self) -> None:
-        if self._written is not None and self._written.left():
-            with self._draining:
-                await self._written.drain()
+        if self._written is None or not self._written.left() or self._is_hurried:
+            return
+        with trio.CancelScope() as self._draining:
+            await self._written.drain()

@@ -17,6 +17,8 @@ from datas3tfs.core.names import is_temporary
 from datas3tfs.engine.recovery import Found, replay
 from datas3tfs.engine.salvage import check, pieces, stored_size
 from datas3tfs.errors import Corrupt, Datas3tError, NotFound, Unavailable
+from datas3tfs.journal.identity import read_identity
+from datas3tfs.journal.locking import owner_of
 from datas3tfs.journal.store import DiskJournal, open_journal
 
 
@@ -33,13 +35,15 @@ class JournaledFile:
 
 @dataclass(frozen=True, slots=True)
 class Examined:
-    """A journal and what it holds. *process* has it open, if any does."""
+    """A journal and what it holds. *process* has it open, if any does; from *damaged* parts of its log
+    records are missing, and nobody knows of what."""
 
     directory: Path
     holder: HolderId
     installation: str
     process: str | None
     files: tuple[JournaledFile, ...]
+    damaged: tuple[str, ...]
 
     @property
     def size(self) -> int:
@@ -80,7 +84,25 @@ def examine(directory: Path) -> Examined:
     Raises NotFound, Invalid (newer format), Corrupt, Unavailable."""
     with open_journal(directory, None, read_only=True) as store:
         files = tuple(_described(store, found) for found in _in_order(store))
-        return Examined(directory, store.holder, store.installation, store.owner, files)
+        return Examined(
+            directory, store.holder, store.installation, store.owner, files, tuple(store.damaged())
+        )
+
+
+def unattended(own: Path, others: Path) -> list[Path]:
+    """Return the journals below *others* of the same installation as *own*, from which datapoints wait to be
+    committed that no process looks after; what cannot be read is passed over."""
+    installation, found = read_identity(own).installation, []
+    for directory in find_journals(others):
+        with suppress(Datas3tError):
+            if (
+                directory.resolve() != own.resolve()
+                and read_identity(directory).installation == installation
+                and owner_of(directory) is None
+                and any(not is_temporary(file.name) for file in examine(directory).files)
+            ):
+                found.append(directory)
+    return found
 
 
 def _in_order(store: DiskJournal) -> list[Found]:
@@ -101,12 +123,14 @@ def _described(store: DiskJournal, found: Found) -> JournaledFile:
 def export(directory: Path, target: Path, advance: Callable[[int], None]) -> Iterator[Exported]:
     """Write every file of a journal to *target*/DATASET/NAME, its bytes checked; nothing is overwritten.
 
-    Of a damaged one, what is left goes to NAME.damaged. Raises as `examine` does; what concerns one file
-    only is its problem."""
+    Of a damaged one, what is left goes to NAME.damaged. Parts of the log that are damaged are told of, too.
+    Raises as `examine` does; what concerns one file only is its problem."""
     with open_journal(directory, None, read_only=True) as store:
         for found in _in_order(store):
             yield _export(store, found, target / found.says.dataset / found.says.name)
             advance(found.says.size)
+        for path in store.damaged():
+            yield Exported(Path(path), 0, "damaged: what its missing records were of, nobody knows")
     os.sync()  # whoever deletes the journal next must be able to rely on the copies
 
 

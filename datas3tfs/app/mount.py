@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,10 +17,11 @@ import trio
 from datas3tfs import __version__
 from datas3tfs.app.daemon import Readiness
 from datas3tfs.app.ending import Ending
+from datas3tfs.app.journals import unattended
 from datas3tfs.app.mountpoint import prepare
 from datas3tfs.app.services import Services, open_services
 from datas3tfs.app.writing import Written, journal_options, open_writing
-from datas3tfs.config import Settings
+from datas3tfs.config import Settings, journals_dir
 from datas3tfs.core.prefetch import PrefetchLimits
 from datas3tfs.engine.blocks import BlockPool, open_pool
 from datas3tfs.engine.datasets import Datasets
@@ -29,7 +30,7 @@ from datas3tfs.engine.prefetcher import open_prefetcher
 from datas3tfs.engine.reader import Reader
 from datas3tfs.engine.snapshot import Removed, Snapshots, open_snapshots
 from datas3tfs.engine.tree import Tree
-from datas3tfs.errors import Unavailable
+from datas3tfs.errors import Datas3tError, Unavailable
 from datas3tfs.fs.attributes import Attributes, Ownership
 from datas3tfs.fs.invalidate import invalidate_removed
 from datas3tfs.fs.operations import Operations
@@ -78,7 +79,8 @@ async def serve_mount(settings: Settings, options: MountOptions, readiness: Read
             await _serve(operations, following, mountpoint, options, readiness, None)
             return
         kept = journal_options(settings, options.journal_dir)
-        async with open_writing(services, snapshots, kept) as written:
+        async with open_writing(services, snapshots, kept) as written, background_nursery() as nursery:
+            nursery.start_soon(_warn_of_others, options.journal_dir)
             datasets = Datasets(services.catalog.registry, snapshots, options.bucket, settings.io_timeout)
             writing = Writing(written.journal, written.committer, datasets, settings.fsync == "commit")
             operations = ReadWriteOperations(
@@ -92,6 +94,19 @@ async def serve_mount(settings: Settings, options: MountOptions, readiness: Read
             )
             following = _following(services, snapshots, operations)
             await _serve(operations, following, mountpoint, options, readiness, written)
+
+
+async def _warn_of_others(own: Path) -> None:
+    """Say where files of mounts that are gone wait for somebody to commit them."""
+    with suppress(Datas3tError):
+        found = await trio.to_thread.run_sync(unattended, own, journals_dir(), abandon_on_cancel=True)
+        if found:
+            where = f" {found[0]}" if len(found) == 1 else ""
+            log.warning(
+                "files wait to be committed in %s no mount looks after: run `datas3tfs journal replay%s`",
+                "a journal that" if where else f"{len(found)} journals that",
+                where,
+            )
 
 
 def _limits(settings: Settings) -> PrefetchLimits:

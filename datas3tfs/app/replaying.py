@@ -21,7 +21,6 @@ from datas3tfs.errors import Conflict, Datas3tError
 from datas3tfs.journal.identity import read_identity
 from datas3tfs.journal.store import place_of
 
-_LOCK_PATIENCE = 1.0  # seconds: a process that was just killed takes a moment to let go of its journal
 _LOOK_SECONDS = 0.25
 _LAST_LOOK_SECONDS = 5.0
 
@@ -63,7 +62,7 @@ async def replay_journal(
     ):
         if not force:
             await _check_elsewhere(services, identity.holder, place)
-        options = journal_options(settings, directory, lock_patience=_LOCK_PATIENCE)
+        options = journal_options(settings, directory, lock_patience=0)
         async with open_writing(services, snapshots, options) as written:
             before = written.left()
             problem = await _drained(written, advance)

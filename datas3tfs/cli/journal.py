@@ -37,6 +37,7 @@ _JOURNAL = (
     output.Column("holder", "holder"),
     output.Column("count", "files"),
     output.Column("bytes", "size", show=format_size),
+    output.Column("damaged", "damaged", show=lambda paths: ", ".join(paths) or "-"),
 )
 _HOLDERS = (
     output.Column("holder", "holder"),
@@ -80,7 +81,7 @@ def replay_journals(
     ] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Commit what dead mounts have left. Exit 1 if something stays in a journal."""
+    """Commit what dead mounts have left. Exit 1 if something stays in a journal, or was damaged there."""
     found, problems = _examine_all(_journals(ctx, directory))
     if directory is None:  # of all that there are, those that nobody looks after
         found = [journal for journal in found if journal.files and journal.process is None]
@@ -96,6 +97,7 @@ def replay_journals(
                 "directory": str(journal.directory),
                 "committed": outcome.committed,
                 "stayed": [asdict(stayed) for stayed in outcome.stayed],
+                "damaged": list(journal.damaged),
             }
         )
         if not as_json:
@@ -106,7 +108,7 @@ def replay_journals(
         output.say(f"error: {problem}")
     if problems:
         raise problems[0]
-    if any(record["stayed"] for record in records):
+    if any(record["stayed"] or record["damaged"] for record in records):
         raise typer.Exit(1)
 
 
@@ -117,7 +119,7 @@ def _replay(ctx: typer.Context, journal: Examined, force: bool) -> Replay:
 
 
 def _say_replayed(journal: Examined, outcome: Replay) -> None:
-    stay = f", {len(outcome.stayed)} stay in the journal" if outcome.stayed else ""
+    stay = f", {len(outcome.stayed)} left in the journal" if outcome.stayed else ""
     output.say(f"{journal.directory}: {_counted(outcome.committed, 'datapoint')} committed{stay}")
     for stayed in outcome.stayed:
         output.say(f"{stayed.dataset}/{stayed.name}: {stayed.state}: {stayed.problem}")
@@ -237,6 +239,7 @@ def _journal_record(journal: Examined) -> dict[str, Any]:
         "holder": journal.holder,
         "count": len(journal.files),
         "bytes": journal.size,
+        "damaged": list(journal.damaged),
     }
 
 

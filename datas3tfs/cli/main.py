@@ -15,7 +15,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from datas3tfs import __version__
-from datas3tfs.cli import catalog, data, journal, local, mount
+from datas3tfs.cli import catalog, data, journal, local, mount, mounted
 from datas3tfs.cli.context import Globals
 from datas3tfs.cli.keygen import keygen
 from datas3tfs.core.names import printable
@@ -34,9 +34,9 @@ app = typer.Typer(
 )
 app.add_typer(local.app, name="local")
 app.command()(mount.mount)
-app.command()(mount.umount)
-app.command()(mount.flush)
-app.command()(mount.stats)
+app.command()(mounted.umount)
+app.command()(mounted.flush)
+app.command()(mounted.stats)
 app.add_typer(journal.app, name="journal")
 app.command()(catalog.migrate)
 app.command()(keygen)

@@ -1,34 +1,24 @@
-"""`datas3tfs mount | umount | flush | stats`."""
+"""`datas3tfs mount`."""
 
 from __future__ import annotations
 
-import errno
-import json
 import os
 import re
-import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from datas3tfs import config
 from datas3tfs.app.daemon import Readiness, daemonize
 from datas3tfs.app.mount import MountOptions, serve_mount
-from datas3tfs.app.mountpoint import mounted_at, prepare, require_ours, unmount
-from datas3tfs.cli import output
-from datas3tfs.cli.context import JsonFlag, log_to, settings
+from datas3tfs.app.mountpoint import prepare
+from datas3tfs.cli.context import log_to, settings
 from datas3tfs.cli.running import run
-from datas3tfs.core.sizes import format_size
-from datas3tfs.errors import Invalid, Unavailable
+from datas3tfs.errors import Invalid
 from datas3tfs.fs.attributes import Ownership
-from datas3tfs.fs.xattrs import FLUSH, STATS
-
-_GONE_SECONDS = 30.0  # for the daemon to leave after its mount is gone
 
 Mountpoint = Annotated[Path, typer.Argument(help="The directory.", metavar="MOUNTPOINT")]
-
-
 Uid = Annotated[
     int | None, typer.Option(min=0, max=2**32 - 2, help="Whom files belong to.", show_default="you")
 ]
@@ -43,7 +33,6 @@ JournalDir = Annotated[
 Fsync = Annotated[
     str | None, typer.Option(help="What fsync waits for: commit, or journal (this machine's disk).")
 ]
-Lazy = Annotated[bool, typer.Option("--lazy", help="Also if it is in use or cannot commit.")]
 
 
 def mount(
@@ -91,74 +80,6 @@ def mount(
     else:
         log_to(log_file, chosen.log_level)
         serve(Readiness(None, config.notify_socket()))
-
-
-def flush(mountpoint: Mountpoint) -> None:
-    """Commit everything that was written and closed; return when it is."""
-    target = require_ours(mountpoint)
-    try:
-        os.setxattr(target, FLUSH, b"1")
-    except OSError as exc:
-        if exc.errno == errno.EROFS:
-            return  # a read-only mount has nothing to commit
-        raise Unavailable(f"{mountpoint}: not everything could be committed; see the mount's log") from exc
-
-
-def umount(
-    mountpoint: Mountpoint,
-    lazy: Lazy = False,
-) -> None:
-    """Commit, unmount, and wait until the daemon has ended."""
-    target = require_ours(mountpoint)
-    pid = None if lazy else _pid_of(target)
-    if pid is not None:
-        flush(mountpoint)
-    unmount(target, lazy=lazy)
-    deadline = time.monotonic() + _GONE_SECONDS
-    while pid is not None and _alive(pid) and time.monotonic() < deadline:
-        time.sleep(0.02)  # another process's child cannot be waited for
-    if mounted_at(target) is not None and not lazy:
-        raise Unavailable(f"{mountpoint}: something is still mounted there")
-
-
-def stats(mountpoint: Mountpoint, as_json: JsonFlag = False) -> None:
-    """Show what a mount has done: requests, bytes, cache hits."""
-    found = _stats_of(require_ours(mountpoint))
-    if as_json:
-        output.print_json(found)
-        return
-    counters: dict[str, int] = found.pop("counters")
-    journal: dict[str, Any] = found.pop("journal", {})
-    found |= {f"journal.{name}": value for name, value in journal.items()}
-    lines: list[dict[str, Any]] = [{"name": name, "value": value} for name, value in found.items()]
-    lines += [
-        {"name": name, "value": f"{value} ({format_size(value)})" if name.endswith("bytes") else value}
-        for name, value in counters.items()
-    ]
-    output.print_table(lines, (output.Column("name", "name"), output.Column("value", "value")), as_json=False)
-
-
-def _stats_of(mountpoint: Path) -> dict[str, Any]:
-    try:
-        found: dict[str, Any] = json.loads(os.getxattr(mountpoint, STATS))
-    except OSError as exc:
-        raise Unavailable(f"{mountpoint}: the mount does not answer ({exc.strerror})") from exc
-    return found
-
-
-def _pid_of(mountpoint: Path) -> int | None:
-    try:
-        return int(_stats_of(mountpoint)["pid"])
-    except Unavailable:
-        return None  # a dead daemon need not be waited for
-
-
-def _alive(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return False
-    return state != "Z"
 
 
 def _octal(text: str) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -24,8 +24,9 @@ from datas3tfs.engine.entries import Entry, EntryState, OpenEntry
 from datas3tfs.engine.journal import Journal
 from datas3tfs.engine.reader import Reader
 from datas3tfs.engine.tree import Tree
-from datas3tfs.errors import Conflict, Datas3tError, Forbidden, Full, NotFound, Unavailable
+from datas3tfs.errors import Conflict, Forbidden, NotFound
 from datas3tfs.fs.attributes import Attributes
+from datas3tfs.fs.committing import Flush, committing
 from datas3tfs.fs.errnos import answers_errno
 from datas3tfs.fs.known import KnownEntries
 from datas3tfs.fs.merging import MergedListing
@@ -63,6 +64,7 @@ class ReadWriteOperations(Operations):
         self._journal = writing.journal
         self._entries = writing.journal.entries
         self._committer = writing.committer
+        self._flush = Flush(writing.committer)
         self._datasets = writing.datasets
         self._fsync_commits = writing.fsync_commits
         self._known = KnownEntries()
@@ -202,7 +204,7 @@ class ReadWriteOperations(Operations):
             await self._journal.sync(file.entry)
         else:
             await self._journal.accept(file.entry)
-            await _committing(self._committer.commit([file.entry]))
+            await committing(self._committer.commit([file.entry]))
 
     @answers_errno
     async def fsyncdir(self, fh: pyfuse3.FileHandleT, datasync: bool) -> None:
@@ -212,7 +214,7 @@ class ReadWriteOperations(Operations):
             await self._journal.sync_all()
         else:
             of = node.dataset_id if isinstance(node, DatasetNode) else None
-            await _committing(self._committer.commit_closed(of))
+            await committing(self._committer.commit_closed(of))
 
     @answers_errno
     async def setattr(
@@ -348,11 +350,13 @@ class ReadWriteOperations(Operations):
         """Setting FLUSH on the root is how `datas3tfs flush` asks for a commit."""
         if os.fsdecode(name) != FLUSH or inode != ROOT:
             raise pyfuse3.FUSEError(errno.ENOTSUP)
-        await _committing(self._committer.commit_closed())
+        await self._flush()
 
     async def _xattrs(self, inode: int) -> dict[str, str]:
         node = self._entry_or_node(inode)
-        return entry_xattrs(node) if isinstance(node, Entry) else await super()._xattrs(inode)
+        if isinstance(node, Entry):
+            return entry_xattrs(node)
+        return await super()._xattrs(inode) | (self._flush.xattrs() if inode == ROOT else {})
 
     # -- nodes -------------------------------------------------------------------------------------
 
@@ -384,13 +388,3 @@ class ReadWriteOperations(Operations):
 
 def _is_synchronous(flags: int) -> bool:
     return bool(flags & os.O_DSYNC)  # O_SYNC contains it
-
-
-async def _committing(work: Awaitable[None]) -> None:
-    """Await *work*; whatever a commit fails of is an input/output error to who asked for it."""
-    try:
-        await work
-    except (Full, Unavailable):
-        raise
-    except Datas3tError as exc:
-        raise Unavailable(str(exc)) from exc

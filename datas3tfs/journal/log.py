@@ -80,6 +80,10 @@ class Log:
             segment.cut(gap.span.start)
             self.bytes -= gap.span.length
 
+    def damaged(self) -> list[str]:
+        """Return the segments that records are missing from. To be asked after a replay."""
+        return [segment.path for segment in self._found if segment.is_damaged]
+
     def append(self, record: Record) -> Place:
         """Append a record; return its place. Raises Full, Unavailable: nothing has changed then."""
         writer = self._writer

@@ -70,6 +70,10 @@ class DiskJournal:
         format), Unavailable."""
         return self._log.records()
 
+    def damaged(self) -> list[str]:
+        """Return the parts of the log that records are missing from. To be asked after a replay."""
+        return self._log.damaged()
+
     def append(self, record: Record) -> Place:
         """Append a record; return its place. Raises Full, Unavailable; the log is as before then.
         Raises Invalid if the record cannot be written. A full disk is kept from files first: what
