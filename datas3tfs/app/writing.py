@@ -87,7 +87,14 @@ class Written:
             "size_bytes": self.journal.quota.limit,
             **{name: states[name] for name in ("open", "journaled", "committing", "refused", "temporary")},
             "committed": self.counters.snapshot().get("commit.datapoints", 0),
+            "problem": self._problem(),
         }
+
+    def _problem(self) -> str | None:
+        """Return why a file is refused or, if none is, what the last attempt at one failed of."""
+        problems = [entry for entry in self.journal.entries if entry.problem is not None]
+        problems.sort(key=lambda entry: entry.state is not EntryState.REFUSED)
+        return str(problems[0].problem) if problems else None
 
     def left(self) -> int:
         """Return how many datapoints are safe here and not committed."""
