@@ -4,7 +4,7 @@
       → Gone (journal) → entries disappear once this mount's snapshot shows the datarange
 
 Every error has an outcome for the entries: committed, put back, refused, or unknown (Postgres did not say
-whether it published): then they stay frozen until it does.
+whether it published): then they stay frozen until it does, and nobody waits for that.
 """
 
 from __future__ import annotations
@@ -60,8 +60,25 @@ class _Damaged(Corrupt):
     """The content of one entry is not what was accepted."""
 
     def __init__(self, entry: Entry, reason: str) -> None:
-        super().__init__(f"{entry.dataset}/{entry.name}: the journal's copy is damaged ({reason})")
+        super().__init__(f"the journal's copy is damaged ({reason})")
         self.entry = entry
+
+
+class Unreadable(Unavailable):
+    """The content of one entry cannot be read now; it is not the others' fault."""
+
+    def __init__(self, entry: Entry, reason: str) -> None:
+        super().__init__(f"{entry.name}: {reason}")
+        self.entry = entry
+
+
+class _Unknown(Exception):
+    """Postgres did not say whether an upload was published."""
+
+    def __init__(self, upload: Upload, error: Datas3tError) -> None:
+        super().__init__(upload, error)
+        self.upload = upload
+        self.error = error
 
 
 class Attempts:
@@ -87,32 +104,38 @@ class Attempts:
             entry.state, entry.problem = EntryState.COMMITTING, None
         return Attempt(entries[0].dataset_id, entries)
 
-    async def run(self, attempt: Attempt) -> bool:
-        """Try to commit; say whether all is well (also if entries were refused: trying again is no use)."""
+    async def run(self, attempt: Attempt) -> Datas3tError | None:
+        """Try to commit; return what it failed of if trying again may help, None if all is well (also if
+        entries were refused)."""
         try:
             datarange = await self._commit(attempt)
         except _Damaged as exc:
-            self._refuse([exc.entry], exc)
+            self._refuse([exc.entry], Corrupt(str(exc)))
             return await self._run_without(attempt, exc.entry)
+        except Unreadable as exc:
+            self._failed([exc.entry], exc)
+            return await self._run_without(attempt, exc.entry) or exc
         except (Conflict, NotFound, Invalid, Corrupt) as exc:
             return await self._narrow_down(attempt, exc)
+        except _Unknown as exc:
+            self._nursery.start_soon(self._find_out, attempt, exc)
+            return exc.error
         except Datas3tError as exc:
-            log.warning("%s: not committed yet: %s", attempt, exc)
-            self._counters.add("commit.failed")
-            self._put_back(attempt.entries, exc)
-            return False
+            self._failed(attempt.entries, exc)
+            return exc
         except Exception as exc:  # a bug, or input nobody thought of; it must not end the mount
             log.exception("%s: unexpected failure; please report it", attempt)
-            self._put_back(attempt.entries, Unavailable(f"unexpected failure ({type(exc).__name__})"))
-            return False
+            error = Unavailable(f"unexpected failure ({type(exc).__name__})")
+            self.put_back(attempt.entries, error)
+            return error
         except BaseException:
-            self._put_back(attempt.entries, Unavailable(f"{attempt}: interrupted"))
+            self.put_back(attempt.entries, Unavailable(f"{attempt}: interrupted"))
             raise
         self._finished(attempt, datarange)
-        return True
+        return None
 
     async def _commit(self, attempt: Attempt) -> Datarange:
-        """Upload and publish. Raises what stood in the way, once it is known that nothing is published."""
+        """Upload and publish. Raises what stood in the way, if nothing is published, or _Unknown."""
         entries, journal = attempt.entries, self._journal
         dataset = self._snapshots.dataset(attempt.dataset_id)
         layout = await trio.to_thread.run_sync(plan_layout, [_planned(entry) for entry in entries])
@@ -129,7 +152,7 @@ class Attempts:
             chunks = compose(layout, lambda i: _content(entries[i]), builder)
             return await self._writer.finish(upload, in_thread(chunks), index)
         except Datas3tError as exc:
-            published = await self._outcome(attempt, upload, exc)
+            published = await self._outcome(upload, exc)
             if published is not None:
                 return published
             if isinstance(exc, Conflict | NotFound) or type(exc) is Corrupt:
@@ -140,34 +163,54 @@ class Attempts:
             await self._writer.abandon(upload)
             raise
 
-    async def _outcome(self, attempt: Attempt, upload: Upload, error: Datas3tError) -> Datarange | None:
-        """Return what was published in spite of *error*; None if nothing is, nor will be.
+    async def _outcome(self, upload: Upload, error: Datas3tError) -> Datarange | None:
+        """Return what was published in spite of *error*; None if nothing is, nor will be. Raises _Unknown."""
+        try:
+            return await self._writer.published(upload)
+        except Datas3tError:
+            raise _Unknown(upload, error) from error
 
-        While Postgres does not say, those who wait get the error, and the entries stay as they are."""
+    async def _find_out(self, attempt: Attempt, unknown: _Unknown) -> None:
+        """Ask until Postgres says what became of an upload. Those who wait for its entries get the error, and
+        the entries stay as they are."""
+        log.warning("%s: it is not known yet whether it was committed: %s", attempt, unknown.error)
+        for entry in attempt.entries:
+            entry.problem = unknown.error
+            entry.wake()
         while True:
+            await trio.sleep(_LOOK_SECONDS)
             try:
-                return await self._writer.published(upload)
-            except Unavailable as exc:
-                log.warning("%s: it is not known yet whether it was committed: %s", attempt, exc)
-                for entry in attempt.entries:
-                    entry.problem = error
-                    entry.wake()
-                await trio.sleep(_LOOK_SECONDS)
+                published = await self._writer.published(unknown.upload)
+            except Datas3tError as exc:
+                log.debug("%s: still unknown: %s", attempt, exc)
+                continue
+            break
+        log.info("%s: it was %s", attempt, "not committed" if published is None else "committed")
+        if published is None:
+            self.put_back(attempt.entries, unknown.error)
+            self._journal.backlog.recount(attempt.dataset_id)
+        else:
+            self._finished(attempt, published)
 
-    async def _narrow_down(self, attempt: Attempt, error: Datas3tError) -> bool:
+    async def _narrow_down(self, attempt: Attempt, error: Datas3tError) -> Datas3tError | None:
         """Find the entries that cannot be committed, by halves, and commit the others."""
         entries = attempt.entries
         if len(entries) == 1:
             self._refuse(entries, error)
-            return True
+            return None
         middle = len(entries) // 2
-        left = await self.run(Attempt(attempt.dataset_id, entries[:middle]))
-        return await self.run(Attempt(attempt.dataset_id, entries[middle:])) and left
+        return await self._run_parts(attempt, [entries[:middle], entries[middle:]])
 
-    async def _run_without(self, attempt: Attempt, damaged: Entry) -> bool:
-        at = attempt.entries.index(damaged)
-        parts = [part for part in (attempt.entries[:at], attempt.entries[at + 1 :]) if part]
-        return all([await self.run(Attempt(attempt.dataset_id, part)) for part in parts])
+    async def _run_without(self, attempt: Attempt, one: Entry) -> Datas3tError | None:
+        at = attempt.entries.index(one)
+        return await self._run_parts(attempt, [attempt.entries[:at], attempt.entries[at + 1 :]])
+
+    async def _run_parts(self, attempt: Attempt, parts: Sequence[Sequence[Entry]]) -> Datas3tError | None:
+        problem: Datas3tError | None = None
+        for part in parts:
+            if part:
+                problem = await self.run(Attempt(attempt.dataset_id, part)) or problem
+        return problem
 
     def _finished(self, attempt: Attempt, datarange: Datarange) -> None:
         for entry in attempt.entries:
@@ -188,7 +231,14 @@ class Attempts:
         await self._snapshots.refreshed()
         self._journal.retire(attempt.entries)
 
-    def _put_back(self, entries: Sequence[Entry], error: Datas3tError) -> None:
+    def _failed(self, entries: Sequence[Entry], error: Datas3tError) -> None:
+        what = Attempt(entries[0].dataset_id, entries)
+        log.warning("%s: not committed yet: %s", what, error)
+        self._counters.add("commit.failed")
+        self.put_back(entries, error)
+
+    def put_back(self, entries: Sequence[Entry], error: Datas3tError) -> None:
+        """Let entries that are not committed, because of *error*, be changed and tried again."""
         for entry in entries:
             if entry.state is EntryState.COMMITTING:
                 entry.state, entry.problem = EntryState.JOURNALED, error
@@ -216,6 +266,8 @@ def _content(entry: Entry) -> Iterator[bytes]:
             yield piece
     except (Corrupt, NotFound) as exc:
         raise _Damaged(entry, str(exc)) from exc
+    except Unavailable as exc:
+        raise Unreadable(entry, str(exc)) from exc
     if entry.safe is not None and entry.safe.crc not in (None, crc):
         raise _Damaged(entry, "its CRC32C is not the one recorded")
 

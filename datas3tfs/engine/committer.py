@@ -20,11 +20,20 @@ import trio
 
 from datas3tfs.core.batches import plan_batches
 from datas3tfs.core.model import DatasetId
-from datas3tfs.engine.attempt import Attempt, Attempts
+from datas3tfs.engine.attempt import Attempt, Attempts, Unreadable
 from datas3tfs.engine.entries import Entry, EntryState
 from datas3tfs.engine.journal import Journal
 from datas3tfs.engine.nurseries import background_nursery
-from datas3tfs.errors import Datas3tError, Unavailable
+from datas3tfs.errors import (
+    Conflict,
+    Corrupt,
+    Datas3tError,
+    Forbidden,
+    Full,
+    Invalid,
+    NotFound,
+    Unavailable,
+)
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +41,8 @@ _SETTLE_SECONDS = 1.0  # a file closed this short ago may still get its times or
 _STEP_SECONDS = 0.05  # at most so often is looked whether something is due
 _RETRY_FIRST, _RETRY_LAST = 1.0, 30.0  # pause after a failure, doubled each time
 _AT_ONCE = 4  # attempts under way; each holds a few parts in memory
+_LARGE_AT_ONCE = 2  # attempts at single large files, besides
+_WAVE_LIMIT = 32  # batches in a wave: who needs a commit just after it has begun waits for its end
 _COUNT_LIMIT = 100_000  # datapoints in a datarange, for the time a listing's first look at it takes
 _PATIENCE = 4  # times the batch age: so long may a run wait for its neighbours
 _MANY_RUNS = 16  # more than this: keys arrive in no order, and what is missing between them may come yet
@@ -56,6 +67,13 @@ class _Queue:
     next_look: float = 0.0
 
 
+@dataclass(slots=True)
+class _Failed:
+    """What an attempt of a wave has failed of."""
+
+    of: Datas3tError | None = None
+
+
 class Committer:
     """Commits a journal's entries; made by `open_committer`."""
 
@@ -67,6 +85,7 @@ class Committer:
         self._attempts = attempts
         self._limits = limits
         self._slots = trio.CapacityLimiter(_AT_ONCE)
+        self._large_slots = trio.CapacityLimiter(_LARGE_AT_ONCE)
         self._queues: dict[DatasetId, _Queue] = {}
         self._demanded: Counter[Entry] = Counter()
         self._draining = False
@@ -82,21 +101,30 @@ class Committer:
     async def commit(self, entries: Sequence[Entry]) -> None:
         """Commit *entries*, accepted, now; return when they are committed (or removed by somebody).
 
-        Raises what the attempt failed of."""
+        Raises the first error when all have been tried."""
+        problem: Datas3tError | None = None
         for entry in entries:
             self._demanded[entry] += 1
+            if entry.state is EntryState.JOURNALED:
+                entry.problem = None
         self._journal.backlog.poke()
         try:
             for entry in entries:
-                await self._committed(entry)
+                try:
+                    await self._committed(entry)
+                except Datas3tError as exc:
+                    problem = problem or exc
         finally:
             for entry in entries:
                 self._demanded[entry] -= 1
                 if not self._demanded[entry]:
                     del self._demanded[entry]
+        if problem is not None:
+            raise problem
 
     async def commit_closed(self, dataset_id: DatasetId | None = None) -> None:
         """Commit all that is closed, of one dataset or of all. Raises the first error."""
+        await self._journal.accept_left()
         wanted = [
             entry
             for entry in self._journal.entries
@@ -114,13 +142,11 @@ class Committer:
 
     async def _committed(self, entry: Entry) -> None:
         while entry.linked and entry.key is not None and entry.state is not EntryState.COMMITTED:
-            if entry.state is EntryState.REFUSED:
-                raise _again(entry)
+            if entry.problem is not None:
+                raise _again(entry, entry.problem)
             ended = trio.Event()
             entry.waiters.append(ended)
             await ended.wait()
-            if entry.problem is not None:
-                raise _again(entry)
 
     # -- waves -----------------------------------------------------------------------------------------
 
@@ -150,10 +176,11 @@ class Committer:
         try:
             await self._accept_demanded(dataset_id)
             batches = self._plan(dataset_id)
-            await self._commit_batches(batches, queue)
+            await self._commit_batches(batches[:_WAVE_LIMIT], queue)
             self._compact()
             # What could not be taken now (being renamed, written on) is looked for again soon.
-            queue.next_look = trio.current_time() + (_STEP_SECONDS if batches else _PAUSE_SECONDS)
+            pause = 0.0 if len(batches) > _WAVE_LIMIT else _STEP_SECONDS if batches else _PAUSE_SECONDS
+            queue.next_look = trio.current_time() + pause
         finally:
             queue.wave = False
             self._look_again(dataset_id)
@@ -198,32 +225,44 @@ class Committer:
         )
         is_scattered = len(batches) > _MANY_RUNS and len(unfinished) > 0
         enough = sum(entry.size for entry in ready) >= self._limits.size
-        return [] if is_scattered and not forced and not enough else batches
+        if is_scattered and not forced and not enough:
+            return []
+        return sorted(batches, key=lambda batch: not any(entry in self._demanded for entry in batch))
 
     async def _commit_batches(self, batches: Iterable[list[Entry]], queue: _Queue) -> None:
         """Attempt all batches; return when the small ones have ended.
 
         A large file goes its own way, so that a wave of small ones does not wait for it.
         """
+        failed = _Failed()
         async with trio.open_nursery() as nursery:
             for batch in batches:
                 attempt = self._attempts.start(batch)
                 if len(batch) == 1 and batch[0].size > self._limits.size:
                     self._nursery.start_soon(self._run_alone, attempt, queue)
                 else:
-                    nursery.start_soon(self._run, attempt, queue)
+                    nursery.start_soon(self._run, attempt, queue, self._slots, failed)
 
     async def _run_alone(self, attempt: Attempt, queue: _Queue) -> None:
-        await self._run(attempt, queue)
+        await self._run(attempt, queue, self._large_slots, _Failed())
         self._look_again(attempt.dataset_id)
 
-    async def _run(self, attempt: Attempt, queue: _Queue) -> None:
-        async with self._slots:
-            if await self._attempts.run(attempt):
-                queue.pause = _RETRY_FIRST
-            elif queue.retry_at <= (now := trio.current_time()):  # else another of the wave has just failed
-                queue.retry_at = now + queue.pause
-                queue.pause = min(2 * queue.pause, _RETRY_LAST)
+    async def _run(
+        self, attempt: Attempt, queue: _Queue, slots: trio.CapacityLimiter, failed: _Failed
+    ) -> None:
+        async with slots:
+            if failed.of is not None:  # what keeps one of a wave from S3 or Postgres keeps all
+                self._attempts.put_back(attempt.entries, failed.of)
+                return
+            problem = await self._attempts.run(attempt)
+        if problem is None:
+            queue.pause = _RETRY_FIRST
+            return
+        if not isinstance(problem, Unreadable):
+            failed.of = problem
+        if queue.retry_at <= (now := trio.current_time()):  # else another of the wave has just failed
+            queue.retry_at = now + queue.pause
+            queue.pause = min(2 * queue.pause, _RETRY_LAST)
 
     def _compact(self) -> None:
         try:
@@ -232,12 +271,13 @@ class Committer:
             log.warning("the journal's log could not be compacted yet: %s", exc)
 
 
-def _again(entry: Entry) -> Datas3tError:
-    """Return the error of an entry, to be raised by one of many who wait for it."""
-    problem = entry.problem
-    if problem is None:
-        return Unavailable(f"{entry.dataset}/{entry.name}: it could not be committed")
-    return type(problem)(*problem.args)
+def _again(entry: Entry, problem: Datas3tError) -> Datas3tError:
+    """Return the error of an entry, to be raised by one of many who wait."""
+    text = f"{entry.dataset}/{entry.name}: not committed: {problem}"
+    for kind in (Full, Unavailable, Conflict, NotFound, Corrupt, Forbidden):
+        if isinstance(problem, kind):
+            return kind(text)
+    return Invalid(text)
 
 
 @asynccontextmanager
@@ -248,4 +288,5 @@ async def open_committer(
     async with background_nursery() as nursery:
         committer = Committer(nursery, journal, attempts, limits)
         nursery.start_soon(committer.run)
+        nursery.start_soon(journal.keep_accepting)
         yield committer

@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 
 import trio
 
@@ -33,6 +34,7 @@ from datas3tfs.ports import JournalStore
 log = logging.getLogger(__name__)
 
 _SECOND = 1_000_000_000
+_ACCEPT_SECONDS = 5.0  # between attempts to make safe what was closed while Postgres, or the disk, said no
 
 
 class Journal:
@@ -56,6 +58,7 @@ class Journal:
         self._patience = patience  # seconds that somebody waits for an attempt to end
         self._counters = counters
         self._next_id = 1
+        self._left: set[Entry] = set()  # closed, and not safe
         self.backlog = Backlog(entries)
         self._accepting = Accepting(store, entries, leases, self.backlog, counters)
 
@@ -98,8 +101,28 @@ class Journal:
             await self.accept(entry)
         except Datas3tError as exc:  # nobody is there to be told: close() has returned, or never came
             log.error("%s/%s: closed, but not safe: %s", entry.dataset, entry.name, exc)
+            self._left.add(entry)
         entry.quiet_since = trio.current_time()
         self.backlog.note(entry)
+
+    async def accept_left(self) -> None:
+        """Try again to make safe what could not be when it was closed. Raises the first error."""
+        problem: Datas3tError | None = None
+        for entry in list(self._left):
+            try:
+                await self.accept_unless_open(entry)
+                self._left.discard(entry)
+            except Datas3tError as exc:
+                problem = problem or exc
+        if problem is not None:
+            raise problem
+
+    async def keep_accepting(self) -> None:
+        """Try that again for ever, in the background."""
+        while True:
+            await trio.sleep(_ACCEPT_SECONDS)
+            with suppress(Datas3tError):
+                await self.accept_left()
 
     def read(self, entry: Entry, offset: int, size: int) -> bytes:
         """Read from a file. Raises Unavailable."""
