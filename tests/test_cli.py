@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import re
 import signal
 import stat
 import subprocess
@@ -15,6 +16,8 @@ import typer
 
 from datas3tfs.cli import output
 from datas3tfs.cli.running import run
+from datas3tfs.config import Settings
+from datas3tfs.core.sizes import parse_size
 from datas3tfs.errors import Conflict, NotFound
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -37,7 +40,16 @@ def test_version() -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [["nope"], ["--nope"], ["keygen", "x"], ["local"], ["local", "up", "--dir"]]
+    "words",
+    [
+        *(["nope"], ["--nope"], ["keygen", "x"], ["local"], ["local", "up", "--dir"]),
+        *(
+            ["journal"],
+            ["journal", "export", "x"],
+            ["journal", "release"],
+            ["mount", "/", "--batch-age", "x"],
+        ),
+    ],
 )
 def test_wrong_usage_is_one_line_and_exit_code_2(words: list[str]) -> None:
     done = datas3tfs(*words)
@@ -49,6 +61,29 @@ def test_without_a_command_the_help_is_shown() -> None:
     done = datas3tfs()
     assert (done.returncode, done.stdout) == (2, "")
     assert "keygen" in done.stderr
+
+
+def test_the_help_of_mount_names_the_defaults() -> None:
+    text = " ".join(datas3tfs("mount", "--help").stdout.split())
+    fields = Settings.model_fields
+    for name in ("cache_size", "journal_size", "batch_bytes"):
+        shown = re.search(rf"--{name.replace('_', '-')} .*?default: \((.*?)\)", text)
+        assert shown is not None
+        assert parse_size(shown[1]) == fields[name].default
+    for name in ("batch_age", "fsync", "io_timeout"):
+        shown = re.search(rf"--{name.replace('_', '-')} .*?default: \((.*?)\)", text)
+        assert shown is not None
+        assert shown[1] == f"{fields[name].default}".removesuffix(".0")
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--fsync", "never"), ("--batch-age", "-1"), ("--journal-size", "much"), ("--umask", "9")],
+)
+def test_a_mount_refuses_bad_values_in_one_line(option: str, value: str, tmp_path: Path) -> None:
+    done = datas3tfs("mount", tmp_path, option, value)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    assert option.removeprefix("--").replace("-", "_") in done.stderr.replace("-", "_")
 
 
 def test_keygen_prints_32_bytes_never_the_same() -> None:

@@ -109,6 +109,11 @@ def test_unknown_keys_are_named(toml: WriteToml) -> None:
         ("IO_TIMEOUT", "-1"),
         ("IO_TIMEOUT", "nan"),
         ("LOG_LEVEL", "loud"),
+        ("JOURNAL_SIZE", "0"),
+        ("BATCH_BYTES", "-1"),
+        ("BATCH_AGE", "-1"),
+        ("BATCH_AGE", "nan"),
+        ("FSYNC", "always"),
         ("DB_URL", f"mysql://root:{SECRET}@host/db"),
         ("DB_URL", f"postgresql://a:{SECRET} @host/db"),
     ],
@@ -121,6 +126,27 @@ def test_bad_values_are_refused_in_one_line(name: str, value: str, monkeypatch: 
     assert "\n" not in str(caught.value)
     assert SECRET not in str(caught.value)
     assert caught.value.__cause__ is None
+
+
+def test_how_files_are_written_can_be_set_everywhere(
+    toml: WriteToml, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    before = config.load()
+    assert (before.journal_dir, before.fsync, before.batch_age) == (None, "commit", 5)
+    toml('journal_dir = "~/j"\njournal_size = "1GiB"\nbatch_bytes = "8M"\nbatch_age = 0\nfsync = "journal"\n')
+    found = config.load()
+    assert (found.journal_dir, found.journal_size) == (tmp_path / "j", 2**30)
+    assert (found.batch_bytes, found.batch_age, found.fsync) == (8 << 20, 0, "journal")
+    monkeypatch.setenv("DATAS3TFS_FSYNC", "commit")
+    monkeypatch.setenv("DATAS3TFS_BATCH_BYTES", "1MiB")
+    found = config.load(batch_age=2.5)
+    assert (found.fsync, found.batch_bytes, found.batch_age) == ("commit", 2**20, 2.5)
+
+
+def test_journals_are_kept_where_state_belongs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert config.journals_dir() == tmp_path / ".local/state/datas3tfs/journals"
+    monkeypatch.setenv("XDG_STATE_HOME", "/srv/state")
+    assert config.journals_dir() == Path("/srv/state/datas3tfs/journals")
 
 
 def test_broken_toml_is_refused_without_quoting_it(toml: WriteToml) -> None:

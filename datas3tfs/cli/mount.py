@@ -30,8 +30,23 @@ JournalDir = Annotated[
     Path | None,
     typer.Option(help="Where files wait to be committed.", show_default="one for each mount point"),
 ]
+CacheSize = Annotated[
+    str | None, typer.Option(help="How large the cache may be, e.g. 10GiB.", show_default="10GiB")
+]
+JournalSize = Annotated[str | None, typer.Option(help="How much may wait there.", show_default="10GiB")]
+BatchBytes = Annotated[str | None, typer.Option(help="Commit when so much waits …", show_default="64MiB")]
+BatchAge = Annotated[
+    float | None, typer.Option(help="… or so many seconds after the oldest was closed.", show_default="5")
+]
+IoTimeout = Annotated[
+    float | None,
+    typer.Option(help="Seconds until a read gives EIO, and a writer ENOSPC.", show_default="30"),
+]
 Fsync = Annotated[
-    str | None, typer.Option(help="What fsync waits for: commit, or journal (this machine's disk).")
+    str | None,
+    typer.Option(
+        help="What fsync waits for: commit, or journal (this machine's disk).", show_default="commit"
+    ),
 ]
 
 
@@ -46,14 +61,14 @@ def mount(
     gid: Gid = None,
     umask: Annotated[str, typer.Option(help="Permission bits to take away, octal.")] = "022",
     cache_dir: Annotated[Path | None, typer.Option(help="Where indices are cached.")] = None,
-    cache_size: Annotated[str | None, typer.Option(help="How large the cache may be, e.g. 10GiB.")] = None,
+    cache_size: CacheSize = None,
     bucket: Bucket = None,
     journal_dir: JournalDir = None,
-    journal_size: Annotated[str | None, typer.Option(help="How much may wait there, e.g. 10GiB.")] = None,
-    batch_bytes: Annotated[str | None, typer.Option(help="Commit when so much waits, e.g. 64MiB.")] = None,
-    batch_age: Annotated[float | None, typer.Option(help="Or seconds after the oldest was closed.")] = None,
+    journal_size: JournalSize = None,
+    batch_bytes: BatchBytes = None,
+    batch_age: BatchAge = None,
     fsync: Fsync = None,
-    io_timeout: Annotated[float | None, typer.Option(help="Seconds after which a read gives EIO.")] = None,
+    io_timeout: IoTimeout = None,
     log_file: Annotated[Path | None, typer.Option(help="Where log lines go instead of stderr.")] = None,
 ) -> None:
     """Show datasets as directories until unmounted, or stopped by SIGTERM or Ctrl-C."""
