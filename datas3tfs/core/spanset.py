@@ -29,6 +29,11 @@ class SpanSet:
         at = bisect_right(self._starts, number) - 1
         return self._stops[at] if at >= 0 and number < self._stops[at] else None
 
+    def start_before(self, number: int) -> int | None:
+        """Return where the span that holds *number* starts; None if the number is not in the set."""
+        at = bisect_right(self._starts, number) - 1
+        return self._starts[at] if at >= 0 and number < self._stops[at] else None
+
     def add(self, span: Span) -> None:
         """Put the numbers of *span* in."""
         if not span:

@@ -18,7 +18,7 @@ from datas3tfs.core.journalrecords import Accepted, Place
 from datas3tfs.engine.backlog import Backlog
 from datas3tfs.engine.entries import Entries, Entry, EntryState, Safe
 from datas3tfs.engine.leases import KeyLeases
-from datas3tfs.errors import Conflict, Corrupt, Datas3tError, Unavailable
+from datas3tfs.errors import Conflict, Corrupt, Datas3tError, NotFound, Unavailable
 from datas3tfs.ports import JournalStore
 
 log = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ class Accepting:
     async def _accept_key(self, entry: Entry, key: int) -> None:
         try:
             await self._leases.accept(entry.dataset_id, key)
-        except Conflict as exc:
+        except (Conflict, NotFound) as exc:
             # From the one who closes it, this must not be hidden behind EEXIST.
             raise Unavailable(
                 f"{entry.dataset}/{entry.name}: its key was taken over meanwhile ({exc})"

@@ -14,6 +14,7 @@ import trio
 from datas3tfs.core.journalrecords import EntryId, Place
 from datas3tfs.core.model import DatasetId
 from datas3tfs.core.names import is_temporary, parse_datapoint_name
+from datas3tfs.core.spans import Span
 from datas3tfs.engine.draft import Draft
 from datas3tfs.errors import Datas3tError
 
@@ -147,6 +148,11 @@ class Entries:
         keys = self._keys.get(dataset_id, [])
         at = bisect_left(keys, start)
         return keys[at] if at < len(keys) else None
+
+    def count(self, dataset_id: DatasetId, keys: Span) -> int:
+        """Return how many of *keys* have an entry."""
+        taken = self._keys.get(dataset_id, [])
+        return bisect_left(taken, keys.stop) - bisect_left(taken, keys.start)
 
     def in_order(self, dataset_id: DatasetId) -> list[Entry]:
         """Return a dataset's datapoints, ascending by key."""

@@ -2,14 +2,14 @@
 
 Keys are leased in runs: who creates keys in ascending order gets the next ones ahead, as many as it will
 use in half a second; what is not used for a second is given back. So a key that nobody writes is blocked
-for others for a moment only, and `hold` waits that moment before it says that a key is taken.
+for others for a moment only, and `holding` waits that moment before it says that a key is taken.
 """
 
 from __future__ import annotations
 
 import logging
-from collections import Counter
-from collections.abc import AsyncIterator
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 _RENEW_SECONDS = 60.0  # a holder expires after ten minutes without renewal
 _AHEAD_SECONDS = 0.5  # how much creating is leased in one go …
 _AHEAD_LIMIT = 1024  # … but never more keys
-_IDLE_SECONDS = 1.0  # after this long without a create, what is leased ahead is given back
+_IDLE_SECONDS = 1.0  # what is leased ahead, and not used for so long, is given back
 _TAKEN_SECONDS = 2.5  # how long a key must be taken to be so: longer than others hold keys ahead
 _TAKEN_PAUSE = 0.25
 
@@ -40,7 +40,9 @@ class _Held:
 
     keys: SpanSet = field(default_factory=SpanSet)
     accepted: SpanSet = field(default_factory=SpanSet)  # … those that expiry gives to nobody
+    doubtful: SpanSet = field(default_factory=SpanSet)  # … those that were perhaps given back
     wanted: Counter[int] = field(default_factory=Counter)  # keys that are about to get an entry
+    ahead: deque[tuple[float, Span]] = field(default_factory=deque)  # when which keys were taken of late
     released: trio.Event | None = None  # set when the release under way has ended
     last_key: int = -2
     last_at: float = -1e9
@@ -70,6 +72,7 @@ class KeyLeases:
         """Take note of keys that are held (at the beginning, or again after a failed commit)."""
         held = self._held.setdefault(dataset_id, _Held())
         held.keys.add(keys)
+        held.doubtful.remove(keys)
         if accepted:
             held.accepted.add(keys)
 
@@ -78,6 +81,7 @@ class KeyLeases:
         if (held := self._held.get(dataset_id)) is not None:
             held.keys.remove(keys)
             held.accepted.remove(keys)
+            held.doubtful.remove(keys)
 
     def holds(self, dataset_id: DatasetId, key: int) -> bool:
         """Say whether a key is held."""
@@ -95,7 +99,7 @@ class KeyLeases:
         try:
             while held.released is not None:  # or the key would be freed after it was asked for
                 await held.released.wait()
-            if key not in held.keys:
+            if key not in held.keys or key in held.doubtful:
                 await self._take(dataset_id, Span(key, min(key + ahead, KEY_LIMIT)))
             yield
         finally:
@@ -121,6 +125,7 @@ class KeyLeases:
                 await trio.sleep(_TAKEN_PAUSE)
             else:
                 self.know(dataset_id, lease.keys, accepted=lease.accepted)
+                self._held[dataset_id].ahead.append((trio.current_time(), lease.keys))
                 return
 
     async def _is_committed(self, dataset_id: DatasetId, key: int) -> bool:
@@ -128,12 +133,18 @@ class KeyLeases:
 
     async def accept(self, dataset_id: DatasetId, key: int) -> None:
         """Make sure that nobody can take *key* over, whatever becomes of us. Raises Conflict (somebody
-        has), Unavailable."""
+        has), NotFound (dataset), Unavailable."""
         held = self._held.get(dataset_id)
-        if held is not None and key in held.accepted:
+        if held is not None and key in held.accepted and key not in held.doubtful:
             return
-        await self._leases.accept(self._holder, dataset_id, key)
-        self.know(dataset_id, Span(key, key + 1), accepted=True)
+        only = Span(key, key + 1)
+        try:
+            await self._leases.accept(self._holder, dataset_id, key)
+        except Conflict:
+            # It has expired (a suspended machine); if nobody has taken it since, it can be ours again.
+            await self._leases.enrol(self._holder, self._place)
+            await self._leases.take(self._holder, dataset_id, only, accepted=True)
+        self.know(dataset_id, only, accepted=True)
 
     async def keep(self) -> None:
         """Renew, and give back what is idle, for ever."""
@@ -149,20 +160,25 @@ class KeyLeases:
                 log.debug("leases could not be looked after yet: %s", exc)
 
     async def release_idle(self) -> None:
-        """Give back keys without an entry in datasets where nothing was created of late."""
+        """Give back keys without an entry that were not taken of late. Raises Unavailable."""
         before = trio.current_time() - _IDLE_SECONDS
         for dataset_id, held in list(self._held.items()):
-            if held.last_at <= before and not held.wanted:
-                await self._release(dataset_id, held, _unused(held.keys, self._entries, dataset_id))
+            while held.ahead and held.ahead[0][0] <= before:
+                held.ahead.popleft()
+            await self._release(dataset_id, held, [keys for _, keys in held.ahead])
 
     async def release_unused(self, dataset_id: DatasetId) -> None:
         """Give back all keys of a dataset without an entry. Raises Unavailable."""
         held = self._held.get(dataset_id)
-        if held is not None and not held.wanted:
-            await self._release(dataset_id, held, _unused(held.keys, self._entries, dataset_id))
+        if held is not None:
+            held.ahead.clear()
+            await self._release(dataset_id, held, [])
 
-    async def _release(self, dataset_id: DatasetId, held: _Held, unused: list[Span]) -> None:
-        if held.released is not None or not unused:
+    async def _release(self, dataset_id: DatasetId, held: _Held, kept: list[Span]) -> None:
+        if held.released is not None:
+            return
+        unused = _unused(held, self._entries, dataset_id, kept)
+        if not unused:
             return
         held.released = trio.Event()
         try:
@@ -170,8 +186,9 @@ class KeyLeases:
                 self.part_with(dataset_id, keys)
                 await self._leases.release(self._holder, dataset_id, keys)
         except Unavailable:
-            # Perhaps freed, perhaps not: as they do not count as accepted, `accept` will ask.
-            self.know(dataset_id, keys, accepted=False)
+            # Perhaps freed, perhaps not: who wants one asks again, else it is tried again.
+            held.keys.add(keys)
+            held.doubtful.add(keys)
             raise
         finally:
             held.released.set()
@@ -184,19 +201,29 @@ def _ahead(held: _Held, key: int, now: float) -> int:
     held.streak = held.streak + 1 if key == held.last_key + 1 else 0
     held.interval = 0.75 * held.interval + 0.25 * pause
     held.last_key, held.last_at = key, now
-    if not held.streak:
-        return 1
-    return max(1, min(_AHEAD_LIMIT, 2 * held.streak, int(_AHEAD_SECONDS / max(held.interval, 1e-4))))
+    # Several processes may write in order, at once, or one in nearly that order.
+    start = held.keys.start_before(key - 1)
+    run = max(held.streak, 0 if start is None else key - start)
+    return max(1, min(_AHEAD_LIMIT, 2 * run, int(_AHEAD_SECONDS / max(held.interval, 1e-4))))
 
 
-def _unused(keys: SpanSet, entries: Entries, dataset_id: DatasetId) -> list[Span]:
-    unused: list[Span] = []
-    for span in keys:
-        start = span.start
-        while start < span.stop:
-            used = entries.next_key(dataset_id, start)
-            stop = span.stop if used is None else min(used, span.stop)
-            if start < stop:
-                unused.append(Span(start, stop))
-            start = stop + 1
-    return unused
+def _unused(held: _Held, entries: Entries, dataset_id: DatasetId, kept: list[Span]) -> list[Span]:
+    """Return the keys that have no entry, are about to get none, and are not to be *kept*."""
+    unused = SpanSet()
+    for span in held.keys:
+        for gap in _gaps(entries, dataset_id, span):
+            unused.add(gap)
+    for span in (*kept, *(Span(key, key + 1) for key in held.wanted)):
+        unused.remove(span)
+    return list(unused)
+
+
+def _gaps(entries: Entries, dataset_id: DatasetId, keys: Span) -> Iterator[Span]:
+    """Yield the parts of *keys* without entries, by halves: there may be many entries, and few gaps."""
+    count = entries.count(dataset_id, keys)
+    if not count:
+        yield keys
+    elif count < keys.length:
+        middle = (keys.start + keys.stop) // 2
+        yield from _gaps(entries, dataset_id, Span(keys.start, middle))
+        yield from _gaps(entries, dataset_id, Span(middle, keys.stop))

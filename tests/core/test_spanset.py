@@ -31,10 +31,13 @@ def test_it_behaves_as_a_set_and_keeps_its_spans_apart(steps: list[tuple[bool, S
         assert bool(spans) == bool(model)
     for number in range(-1, 45):
         assert (number in spans) == (number in model)
-        stop = spans.stop_after(number)
+        start, stop = spans.start_before(number), spans.stop_after(number)
         if number in model:
+            assert start is not None
             assert stop is not None
-            assert stop not in model
-            assert set(range(number, stop)) <= model
+            assert {start - 1, stop}.isdisjoint(model)
+            assert set(range(start, stop)) <= model
+            assert start <= number < stop
         else:
+            assert start is None
             assert stop is None

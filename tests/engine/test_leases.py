@@ -1,0 +1,249 @@
+"""Keys held by a journal: few calls of Postgres, nothing blocked for long, nothing lost that is safe."""
+
+from __future__ import annotations
+
+import logging
+import random
+from pathlib import Path
+
+import pytest
+import trio
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from trio.testing import MockClock
+
+from datas3tfs.core.model import DatasetId
+from datas3tfs.core.spans import Span
+from datas3tfs.engine.committer import BatchLimits
+from datas3tfs.engine.entries import Entries
+from datas3tfs.engine.leases import _gaps
+from datas3tfs.errors import Conflict, Unavailable
+from tests.harness.world import World, new_world
+from tests.harness.writing import Gate, Host, assert_tidy, called, committed, open_host
+
+ON_DEMAND = BatchLimits(64 << 20, 1e6)  # nothing is committed unless somebody asks
+
+
+@pytest.fixture
+def jumping_clock() -> MockClock:
+    """Time passes when nobody has anything to do; threads get a moment for their work."""
+    return MockClock(autojump_threshold=0.002)
+
+
+async def test_who_writes_in_order_leases_ahead(tmp_path: Path) -> None:
+    world = await new_world()
+    async with open_host(world, tmp_path, limits=ON_DEMAND, background=False) as host:
+        for key in range(2000):
+            await host.put(key, b"x")
+        assert host.gate.calls["take"] <= 40
+        assert host.gate.calls["accept"] <= 10, "what is leased ahead is accepted at once"
+        assert len(host.held()) <= 2000 + 1024
+
+
+async def test_ten_thousand_creates_at_a_thousand_a_second_need_few_calls(
+    tmp_path: Path, jumping_clock: MockClock
+) -> None:
+    world = await new_world()
+    async with open_host(world, tmp_path, limits=ON_DEMAND, background=False) as host:
+        jumping_clock.autojump_threshold = 0
+        for key in range(10_000):
+            await host.create(key)
+            await trio.sleep(0.001)
+            ahead = host.held() - set(range(key + 1)) if key % 500 == 0 else set()
+            assert len(ahead) <= 600, "half a second's worth"
+        assert host.gate.calls["take"] <= 50
+
+
+@pytest.mark.parametrize("order", ["several at once", "nearly in order"])
+async def test_several_who_write_in_order_lease_ahead_too(
+    order: str, tmp_path: Path, jumping_clock: MockClock
+) -> None:
+    world = await new_world()
+    keys = list(range(400))
+    if order == "several at once":
+        keys = [1000 * (number % 4) + number // 4 for number in keys]
+    else:
+        chance = random.Random(7)
+        keys.sort(key=lambda key: key + chance.uniform(0, 4))
+    async with open_host(world, tmp_path, limits=ON_DEMAND, background=False) as host:
+        jumping_clock.autojump_threshold = 0
+        for key in keys:
+            await host.create(key)
+            await trio.sleep(0.001)
+        assert host.gate.calls["take"] <= 100
+
+
+async def test_random_keys_lease_nothing_ahead(tmp_path: Path) -> None:
+    world = await new_world()
+    async with open_host(world, tmp_path, limits=ON_DEMAND, background=False) as host:
+        keys = {7, 100, 5, 300, 90}
+        for key in keys:
+            await host.put(key, b"x")
+        assert host.held() == keys
+
+
+async def test_what_is_not_used_is_given_back_even_while_others_are_created(
+    tmp_path: Path, jumping_clock: MockClock
+) -> None:
+    world = await new_world()
+    async with open_host(world, tmp_path / "a", limits=ON_DEMAND) as host:
+        for key in range(30):
+            await host.put(key, b"x")
+        assert len(host.held()) > 30
+        await host.journal.unlink(host.entry(10))
+
+        async def go_on() -> None:
+            for key in range(1000, 1400, 5):
+                await host.put(key, b"y")
+                await trio.sleep(0.1)
+
+        async with (
+            trio.open_nursery() as nursery,
+            open_host(world, tmp_path / "b", limits=ON_DEMAND) as other,
+        ):
+            nursery.start_soon(go_on)
+            await trio.sleep(0.05)
+            with trio.fail_after(3):
+                await other.put(30, b"this host's")
+                await other.put(10, b"this host's, too")
+            with pytest.raises(Conflict), trio.fail_after(4):
+                await other.put(9, b"that host's")
+        assert host.held() == {key for key in range(30) if key != 10} | set(range(1000, 1400, 5))
+
+
+async def test_a_create_and_the_giving_back_of_its_key_do_not_cross(
+    tmp_path: Path, jumping_clock: MockClock
+) -> None:
+    world = await new_world()
+    gate = Gate()
+    async with open_host(world, tmp_path, limits=ON_DEMAND, gate=gate, background=False) as host:
+        entry = await host.put(0, b"x")
+        await host.journal.unlink(entry)
+        await trio.sleep(2)
+        releasing, on = trio.Event(), trio.Event()
+
+        async def hold_up(name: str) -> None:
+            if name == "release":
+                releasing.set()
+                await on.wait()
+
+        gate.before = hold_up
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(host.leases.release_idle)
+            await releasing.wait()
+            nursery.start_soon(host.put, 0, b"again")
+            await trio.testing.wait_all_tasks_blocked()
+            on.set()
+        assert host.held() == {0}
+        await host.committer.commit_closed()
+    assert await committed(world) == {0: b"again"}
+
+
+@pytest.mark.parametrize("after", [False, True])
+async def test_a_giving_back_without_an_answer_loses_no_key(
+    after: bool, tmp_path: Path, jumping_clock: MockClock
+) -> None:
+    world = await new_world()
+    async with open_host(world, tmp_path / "a", limits=ON_DEMAND, background=False) as host:
+        for key in (0, 2):
+            await host.journal.unlink(await host.put(key, b"x"))
+        await trio.sleep(2)
+        host.gate.fail("release", 1, Unavailable("no answer"), after=after)
+        with pytest.raises(Unavailable):
+            await host.leases.release_idle()
+        async with open_host(world, tmp_path / "b", limits=ON_DEMAND) as other:
+            if after:
+                await other.put(0, b"theirs")
+                with pytest.raises(Conflict):
+                    await host.create(0)
+            else:
+                await host.put(0, b"ours")
+                with pytest.raises(Conflict):
+                    await other.create(0)
+            await trio.sleep(2)
+            await host.leases.release_idle()
+            assert host.held() == (set() if after else {0}), "it was tried again"
+            await other.committer.commit_closed()
+            await host.committer.commit_closed()
+    assert await committed(world) == {0: b"theirs" if after else b"ours"}
+
+
+async def test_leases_are_renewed(tmp_path: Path, jumping_clock: MockClock) -> None:
+    world = await new_world()
+    world.catalog.book.lifetime = 100.0
+    async with open_host(world, tmp_path, limits=ON_DEMAND) as host:
+        await host.create(0)
+        host.gate.fail("enrol", 1, Unavailable("for a moment"))
+        await trio.sleep(300)
+        assert await world.catalog.drop_expired() == 0
+        assert host.held() == {0}
+
+
+async def expire(world: World, host: Host) -> None:
+    """Let Postgres think that the host is dead, and sweep."""
+    world.catalog.expire_holder(host.store.holder)
+    await world.catalog.drop_expired()
+
+
+async def test_keys_not_accepted_may_be_taken_over_and_close_says_so(
+    tmp_path: Path, jumping_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    world = await new_world()
+    async with (
+        open_host(world, tmp_path / "a", limits=ON_DEMAND, background=False) as host,
+        open_host(world, tmp_path / "b", limits=ON_DEMAND, background=False) as other,
+    ):
+        mine = await host.create(0, b"suspended while it is written")
+        kept = await host.create(5, b"nobody wants this key")
+        closed = await host.put(9, b"closed before")
+        await expire(world, host)
+        await other.put(0, b"the other's")
+        await other.fsync(other.entry(0))
+        with pytest.raises(Conflict):
+            await other.put(9, b"accepted ones are never taken over")
+        with pytest.raises(Unavailable, match="taken over"):
+            await host.close(mine)
+        assert mine.safe is None
+        await host.close(kept)
+        assert closed.safe is not None
+        with pytest.raises(Unavailable, match="taken over"):
+            await host.committer.commit_closed()
+        with pytest.raises(Conflict):
+            await host.create(0)
+        await host.journal.rename(mine, host.dataset(), called(1))
+        await host.committer.commit_closed()
+    assert await committed(world) == {
+        0: b"the other's",
+        1: b"suspended while it is written",
+        5: b"nobody wants this key",
+        9: b"closed before",
+    }
+    assert [r.levelno for r in caplog.records if r.levelno >= logging.ERROR] == [logging.ERROR]
+
+
+async def test_a_journal_that_was_forgotten_enrols_again(tmp_path: Path, jumping_clock: MockClock) -> None:
+    world = await new_world()
+    async with open_host(world, tmp_path, limits=ON_DEMAND, background=False) as host:
+        await expire(world, host)
+        assert not await world.catalog.holders()
+        await host.put(0, b"x")
+        open_one = await host.create(50, b"y")
+        await host.journal.unlink(host.entry(0))
+        await host.leases.release_unused(host.dataset().id)
+        await expire(world, host)
+        await host.close(open_one)
+        await host.committer.commit_closed()
+    assert await committed(world) == {50: b"y"}
+    await assert_tidy(world)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.sets(st.integers(0, 40)), st.integers(0, 40), st.integers(0, 10))
+def test_gaps_are_what_has_no_entry(keys: set[int], start: int, length: int) -> None:
+    entries, dataset = Entries(), DatasetId(1)
+    entries._keys[dataset] = sorted(keys)
+    span = Span(start, start + length)
+    gaps = list(_gaps(entries, dataset, span))
+    assert sorted(key for gap in gaps for key in range(gap.start, gap.stop)) == sorted(
+        set(range(span.start, span.stop)) - keys
+    )
