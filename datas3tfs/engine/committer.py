@@ -40,6 +40,7 @@ log = logging.getLogger(__name__)
 _SETTLE_SECONDS = 1.0  # a file closed this short ago may still get its times or another name
 _STEP_SECONDS = 0.05  # at most so often is looked whether something is due
 _RETRY_FIRST, _RETRY_LAST = 1.0, 30.0  # pause after a failure, doubled each time
+_RELEASE_SECONDS, _RELEASE_PAUSE = 0.5, 0.01
 _AT_ONCE = 4  # attempts under way; each holds a few parts in memory
 _LARGE_AT_ONCE = 2  # attempts at single large files, besides
 _WAVE_LIMIT = 32  # batches in a wave: who needs a commit just after it has begun waits for its end
@@ -124,6 +125,7 @@ class Committer:
 
     async def commit_closed(self, dataset_id: DatasetId | None = None) -> None:
         """Commit all that is closed, of one dataset or of all. Raises the first error."""
+        await self._released()
         await self._journal.accept_left()
         wanted = [
             entry
@@ -134,6 +136,13 @@ class Committer:
             and dataset_id in (None, entry.dataset_id)
         ]
         await self.commit(wanted)
+
+    async def _released(self) -> None:
+        """Wait a moment for what has just been closed: the kernel says that a handle is gone only after its
+        close() has returned. Until then it looks like one that is open and was not written to since."""
+        with trio.move_on_after(_RELEASE_SECONDS):
+            while any(_seems_open(entry) for entry in self._journal.entries):
+                await trio.sleep(_RELEASE_PAUSE)
 
     async def drain(self) -> None:
         """Commit all that is closed, however young. Raises what it failed of."""
@@ -269,6 +278,16 @@ class Committer:
             self._journal.compact()
         except Datas3tError as exc:
             log.warning("the journal's log could not be compacted yet: %s", exc)
+
+
+def _seems_open(entry: Entry) -> bool:
+    return (
+        entry.writers > 0
+        and entry.safe is not None
+        and not entry.changed
+        and entry.key is not None
+        and entry.state is EntryState.JOURNALED
+    )
 
 
 def _again(entry: Entry, problem: Datas3tError) -> Datas3tError:

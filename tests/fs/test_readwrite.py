@@ -218,6 +218,25 @@ async def test_fsync_of_a_directory_commits_what_is_closed_in_it(world: World, t
         await vfs.close(open_still)
 
 
+async def test_a_flush_waits_for_what_has_just_been_closed(world: World, tmp_path: Path) -> None:
+    """The kernel releases a file some time after close() has returned, which waits for its flush only."""
+    async with mounted(world, tmp_path) as (vfs, _):
+        descriptor = await vfs.open(NAME, CREATE)
+        await vfs.pwrite(descriptor, b"abc", 0)
+        await vfs.close(vfs.dup(descriptor))  # a flush, and no release
+        writing = await vfs.open(OTHER, CREATE)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(flush, vfs)
+            await trio.testing.wait_all_tasks_blocked(0.005)
+            await vfs.close(descriptor)
+        assert (await vfs.xattrs(NAME))["state"] == "committed"
+        await vfs.pwrite(writing, b"def", 0)
+        await vfs.close(vfs.dup(writing))
+        await flush(vfs)  # does not wait for ever, nor take what is open
+        assert (await vfs.xattrs(OTHER))["state"] == "journaled"
+        await vfs.close(writing)
+
+
 async def test_times_may_be_set_to_what_they_are_once_committed(world: World, tmp_path: Path) -> None:
     async with mounted(world, tmp_path) as (vfs, host):
         await vfs.put(NAME, b"abc")
