@@ -322,6 +322,11 @@ class JournalStore(Protocol):
         file. To be read to its end before anything is appended."""
         ...
 
+    def has_gaps(self) -> bool:
+        """Say whether records are missing, from the log or from what was put aside of it as damaged. To be
+        asked after `records`. Raises Unavailable."""
+        ...
+
     def append(self, record: Record) -> Place:
         """Append a record; return its place. Raises Full, Unavailable, Invalid (out of the format's range);
         the log is as before then."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from collections.abc import Iterable
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 
 import trio
@@ -176,11 +177,16 @@ def entry_of(store: JournalStore, found: Found) -> Entry:
 def _remove_orphans(store: JournalStore, replayed: Replayed) -> None:
     """Delete the content files of files that were never accepted, or are gone."""
     needed = {number for number, found in replayed.files.items() if not found.inline}
-    for number in store.contents():
-        if number not in needed:
-            content = store.open_content(number)
+    orphans = [number for number in store.contents() if number not in needed]
+    if orphans and store.has_gaps():
+        # One of them may be all that is left of a file whose record was lost.
+        log.warning(
+            "%s: %d content files of nothing known are kept: its log is damaged", store.place, len(orphans)
+        )
+        return
+    for number in orphans:
+        with closing(store.open_content(number)) as content:
             content.remove()
-            content.close()
 
 
 async def _hold_keys(store: JournalStore, journal: Journal, leases: Leases) -> None:

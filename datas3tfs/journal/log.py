@@ -10,6 +10,7 @@ For one thread, except `read`, which any number of threads may call at any time.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +19,14 @@ from datas3tfs.core.journalrecords import Accepted, Place, Record
 from datas3tfs.core.model import HolderId
 from datas3tfs.errors import Unavailable
 from datas3tfs.journal.files import failing
-from datas3tfs.journal.segments import SEGMENT_BYTES, Segment, SegmentWriter, find_segments, read_content
+from datas3tfs.journal.segments import (
+    DAMAGED,
+    SEGMENT_BYTES,
+    Segment,
+    SegmentWriter,
+    find_segments,
+    read_content,
+)
 from datas3tfs.journal.syncing import Unsynced
 
 log = logging.getLogger(__name__)
@@ -83,6 +91,13 @@ class Log:
     def damaged(self) -> list[str]:
         """Return the segments that records are missing from. To be asked after a replay."""
         return [segment.path for segment in self._found if segment.is_damaged]
+
+    def has_gaps(self) -> bool:
+        """Say whether records are missing, from what there is or was put aside. To be asked after a replay.
+        Raises Unavailable."""
+        with failing(self._directory):
+            aside = any(name.endswith(DAMAGED) for name in os.listdir(self._directory))
+        return aside or bool(self.damaged())
 
     def append(self, record: Record) -> Place:
         """Append a record; return its place. Raises Full, Unavailable: nothing has changed then."""

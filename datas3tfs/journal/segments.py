@@ -30,6 +30,7 @@ from datas3tfs.journal.files import failing, open_file, read_at, write_all
 SEGMENT_BYTES = 64 * 1024 * 1024  # a new one is begun beyond: bounds the memory and the time of a replay
 # More is not read into memory; all that anybody writes is far shorter.
 _READ_LIMIT = 2 * (SEGMENT_BYTES + PAYLOAD_LIMIT)
+DAMAGED = ".damaged"  # behind the name of one that was put aside
 _NAME = re.compile(r"([0-9]{16,20})\.seg")
 
 
@@ -116,7 +117,7 @@ class Segment:
         """Delete it; put it aside for people if it is damaged. Raises Unavailable."""
         with failing(self.path):
             if self.is_damaged:
-                os.rename(self.path, f"{self.path}.damaged")
+                os.rename(self.path, f"{self.path}{DAMAGED}")
             else:
                 os.unlink(self.path)
 

@@ -74,6 +74,11 @@ class DiskJournal:
         """Return the parts of the log that records are missing from. To be asked after a replay."""
         return self._log.damaged()
 
+    def has_gaps(self) -> bool:
+        """Say whether records are missing, from the log or from what was put aside of it as damaged. To be
+        asked after a replay. Raises Unavailable."""
+        return self._log.has_gaps()
+
     def append(self, record: Record) -> Place:
         """Append a record; return its place. Raises Full, Unavailable; the log is as before then.
         Raises Invalid if the record cannot be written. A full disk is kept from files first: what

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+import trio
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from datas3tfs.core.names import is_temporary, parse_datapoint_name
 from datas3tfs.engine.committer import BatchLimits
 from datas3tfs.engine.entries import EntryState
+from datas3tfs.errors import Corrupt, Full, NotFound, Unavailable
 from tests.harness.world import World, new_world
 from tests.harness.writing import (
     Gate,
@@ -20,6 +25,7 @@ from tests.harness.writing import (
     committed,
     killed,
     open_host,
+    until,
 )
 
 ON_DEMAND = BatchLimits(64 << 20, 1e6)  # nothing is committed unless somebody asks
@@ -94,7 +100,7 @@ class Script:
     async def commit(self, host: Host) -> None:
         async with self.doing():
             await host.committer.commit_closed()
-            await host.snapshots.refreshed()
+            await retired(host)
 
 
 async def scenario(host: Host, script: Script) -> None:
@@ -134,6 +140,11 @@ async def scenario(host: Host, script: Script) -> None:
     assert entry.safe is None
 
 
+async def retired(host: Host) -> None:
+    """Return when what is committed is the journal's no more."""
+    await until(lambda: not any(entry.state is EntryState.COMMITTED for entry in host.entries))
+
+
 async def state(host: Host) -> dict[str, bytes]:
     """Return all files there are, committed or not."""
     found: dict[str, bytes] = host.contents()
@@ -160,7 +171,7 @@ async def goes_on(world: World, directory: Path, script: Script, gate: Gate | No
         assert keys - done <= host.held(), "the keys of what is to be committed are held"
         assert not any(entry.state is EntryState.REFUSED for entry in host.entries)
         await host.committer.commit_closed()
-        await host.snapshots.refreshed()
+        await retired(host)
         assert await state(host) == found
         assert set(await committed(world)) == keys
         await host.leases.release_idle()
@@ -196,3 +207,201 @@ async def test_a_host_killed_at_any_step_has_left_all_that_was_promised(part: in
         world = await new_world()
         script = await run_until_crash(world, tmp_path / str(step), step)
         await goes_on(world, tmp_path / str(step), script)
+
+
+@pytest.mark.parametrize("part", range(4))
+async def test_what_is_killed_while_it_goes_on_has_lost_nothing_either(part: int, tmp_path: Path) -> None:
+    steps = await steps_of(tmp_path / "all")
+    for step in range(part * 7, steps, 28):
+        for again in range(0, 60, 5):
+            world, directory, gate = await new_world(), tmp_path / f"{step}-{again}", Gate()
+            script = await run_until_crash(world, directory, step)
+            gate.crash_at(again, after=False)
+            with killed(gate):
+                await goes_on(world, directory, script, gate)
+            await goes_on(world, directory, script)
+            if not gate.is_dead:
+                break
+
+
+@pytest.mark.parametrize("part", range(4))
+async def test_a_record_that_was_written_in_part_is_as_if_it_had_not_been(part: int, tmp_path: Path) -> None:
+    gate, script = Gate(), Script()
+    async with open_host(
+        await new_world(), tmp_path / "all", limits=ON_DEMAND, gate=gate, background=False
+    ) as host:
+        await scenario(host, script)
+    appends = [number for number, name in enumerate(gate.steps) if name.startswith("append")]
+    for number in appends[part::4]:
+        world, script, gate, directory = await new_world(), Script(), Gate(), tmp_path / str(number)
+        gate.crash_at(number, after=True)
+        with killed(gate):
+            async with open_host(world, directory, limits=ON_DEMAND, gate=gate, background=False) as host:
+                await scenario(host, script)
+        last = max((directory / "log").iterdir())
+        with last.open("rb+") as file:
+            file.truncate(last.stat().st_size - 1 - number % 16)
+        await goes_on(world, directory, script)
+
+
+async def test_looking_twice_finds_the_same_and_writes_nothing(tmp_path: Path) -> None:
+    world = await new_world()
+    script = await run_until_crash(world, tmp_path, 90)
+    found = []
+    for _ in range(3):
+        async with open_host(world, tmp_path, limits=ON_DEMAND, background=False) as host:
+            found.append((await state(host), host.store.holder, sorted(entry.id for entry in host.entries)))
+            appended = list(host.store.appended)
+    assert found[0] == found[1] == found[2]
+    assert appended == []
+    await goes_on(world, tmp_path, script)
+
+
+# -- any order ------------------------------------------------------------------------------------------
+
+NAMES: list[str | int] = [0, 1, 2, ".temporary", "other~"]
+STEPS = st.lists(
+    st.tuples(
+        st.sampled_from(["put", "large", "append", "truncate", "rename", "unlink", "unclosed", "commit"]),
+        st.sampled_from(NAMES),
+        st.sampled_from(NAMES),
+    ),
+    max_size=14,
+)
+
+
+async def anything(host: Host, script: Script, steps: list[tuple[str, str | int, str | int]]) -> None:
+    for number, (what, name, other) in enumerate(steps):
+        content = b"content %d" % number
+        there = host.entries.named(host.dataset().id, called(name))
+        target = host.entries.named(host.dataset().id, called(other))
+        if what in ("put", "large", "unclosed"):
+            if what == "unclosed" and there is not None:
+                await script.replace_unclosed(host, name, content)
+            elif there is None and not (isinstance(name, int) and name in await committed(host.world)):
+                await script.put(host, name, content + LARGE * (what == "large"))
+        elif what == "commit":
+            await script.commit(host)
+        elif there is None:
+            continue
+        elif what == "append":
+            await script.append(host, name, content)
+        elif what == "truncate":
+            await script.truncate(host, name, number * 20_000)
+        elif what == "unlink":
+            await script.unlink(host, name)
+        elif other != name and not (
+            isinstance(other, int) and target is None and other in await committed(host.world)
+        ):
+            await script.rename(host, name, other)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(STEPS, st.integers(0, 80))
+def test_whatever_is_done_and_wherever_it_ends(
+    steps: list[tuple[str, str | int, str | int]], step: int
+) -> None:
+    async def main() -> None:
+        world, script, gate = await new_world(), Script(), Gate()
+        gate.crash_at(step, after=False)
+        with tempfile.TemporaryDirectory() as name:
+            with killed(gate):
+                async with open_host(
+                    world, Path(name), limits=ON_DEMAND, gate=gate, background=False, segment_bytes=70_000
+                ) as host:
+                    await anything(host, script, steps)
+            await goes_on(world, Path(name), script)
+
+    trio.run(main)
+
+
+# -- damage ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("what", ["missing", "short", "missing while written", "short while written"])
+async def test_a_file_whose_content_is_damaged_is_kept_and_reported(
+    what: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    world, gate = await new_world(), Gate()
+    with killed(gate):
+        async with open_host(world, tmp_path, limits=ON_DEMAND, gate=gate, background=False) as host:
+            for key in (0, 2):
+                await host.put(key, b"%d" % key)
+            entry = await host.put(1, LARGE)
+            if "written" in what:
+                await host.reopen(entry)
+                await host.journal.write(entry, 0, b"x")
+            gate.die()
+    (content,) = (tmp_path / "content").iterdir()
+    if "missing" in what:
+        content.unlink()
+    else:
+        content.write_bytes(content.read_bytes()[:1000])
+    is_told = what != "short while written"  # that may be what was being written
+    for _ in range(2):
+        async with open_host(world, tmp_path, limits=ON_DEMAND) as host:
+            entry = host.entry(1)
+            if is_told:
+                assert entry.state is EntryState.REFUSED
+                with pytest.raises(Corrupt):
+                    await host.committer.commit_closed()
+                await host.journal.touch(entry, 7_000_000_000)
+                with pytest.raises((Corrupt, NotFound, Unavailable)):
+                    await host.journal.accept_unless_open(entry)
+                assert set(await committed(world)) == {0, 2}
+                assert not content.exists() or content.stat().st_size == 1000
+    if is_told:
+        assert any("kept in the journal, but damaged" in record.message for record in caplog.records)
+        async with open_host(world, tmp_path, limits=ON_DEMAND) as host:
+            await host.journal.rename(host.entry(1), host.dataset(), ".damaged.tmp")
+            await host.journal.rename(host.entry(".damaged.tmp"), host.dataset(), called(1))
+            with pytest.raises(Corrupt):
+                await host.committer.commit_closed()
+            await host.journal.unlink(host.entry(1))
+            await host.put(1, b"another")
+            await host.committer.commit_closed()
+        assert (await committed(world))[1] == b"another"
+
+
+async def test_a_damaged_log_keeps_content_that_nothing_names(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    world, gate = await new_world(), Gate()
+    with killed(gate):
+        async with open_host(world, tmp_path, limits=ON_DEMAND, gate=gate, background=False) as host:
+            await host.put(0, LARGE)
+            await host.put(1, b"one")
+            gate.die()
+    (segment,) = (tmp_path / "log").iterdir()
+    data = bytearray(segment.read_bytes())
+    data[data.index(b"00000000000000000000.bin")] ^= 1
+    segment.write_bytes(data)
+    (content,) = (tmp_path / "content").iterdir()
+    for _ in range(2):
+        async with open_host(world, tmp_path, limits=ON_DEMAND) as host:
+            await host.put(5, b"five") if host.entries.at_key(host.dataset().id, 5) is None else None
+            await host.committer.commit_closed()
+            await host.emptied()
+        assert content.read_bytes() == LARGE
+        world.catalog.remove(next(iter(world.catalog.committed.values())).id)
+    next((tmp_path / "log").glob("*.damaged")).unlink()  # somebody has looked at it
+    async with open_host(world, tmp_path, limits=ON_DEMAND):
+        pass
+    assert not content.exists()
+    assert any("content files of nothing known are kept" in record.message for record in caplog.records)
+
+
+async def test_numbers_of_files_are_never_used_again(tmp_path: Path) -> None:
+    """… or an old record of an upload could be taken for one of a new file."""
+    world = await new_world()
+    last = 0
+    for key in range(3):
+        async with open_host(world, tmp_path, segment_bytes=1) as host:
+            entry = await host.put(key, b"%d" % key)
+            assert entry.id > last
+            last = entry.id
+            if key == 1:
+                host.gate.away["append.Gone"] = Full("the disk is full")
+            await host.fsync(entry)
+            await host.emptied()
+    assert len(await committed(world)) == 3

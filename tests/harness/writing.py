@@ -230,6 +230,10 @@ class GatedJournal:
         self._gate.check()
         return self._inner.records()
 
+    def has_gaps(self) -> bool:
+        """See ports.JournalStore."""
+        return self._inner.has_gaps()
+
     def append(self, record: Record) -> Place:
         """See ports.JournalStore."""
         with self._gate.step("append." + type(record).__name__):
@@ -382,7 +386,7 @@ async def until(condition: Callable[[], bool], timeout: float = 20.0) -> None:
     """Return when *condition* holds."""
     with trio.fail_after(timeout):
         while not condition():  # noqa: ASYNC110 -- what is waited for is a plain value
-            await trio.sleep(0.01)
+            await trio.sleep(0.002)
 
 
 @asynccontextmanager
