@@ -7,12 +7,14 @@ Blocking calls. Nothing in a journal is changed, whoever has it open.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from datas3tfs.core.model import HolderId
+from datas3tfs.core.journalrecords import Accepted, EntryId, Place
+from datas3tfs.core.model import DatasetId, HolderId
 from datas3tfs.core.names import is_temporary
 from datas3tfs.engine.recovery import Found, replay
 from datas3tfs.engine.salvage import check, pieces, stored_size
@@ -20,6 +22,9 @@ from datas3tfs.errors import Corrupt, Datas3tError, NotFound, Unavailable
 from datas3tfs.journal.identity import read_identity
 from datas3tfs.journal.locking import owner_of
 from datas3tfs.journal.store import DiskJournal, open_journal
+
+_LOST = "lost+found"  # in place of a dataset's name, which it cannot be
+_NAMELESS = "its name is lost with a damaged part of the log"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +69,9 @@ def find_journals(directory: Path) -> list[Path]:
     """Return the journals in *directory*: itself, or those one level below; none if it is not there.
 
     Raises Unavailable."""
-    if _is_journal(directory):
-        return [directory]
     try:
+        if _is_journal(directory):
+            return [directory]
         return sorted(path for path in directory.iterdir() if _is_journal(path))
     except FileNotFoundError:
         return []
@@ -83,10 +88,9 @@ def examine(directory: Path) -> Examined:
 
     Raises NotFound, Invalid (newer format), Corrupt, Unavailable."""
     with open_journal(directory, None, read_only=True) as store:
-        files = tuple(_described(store, found) for found in _in_order(store))
-        return Examined(
-            directory, store.holder, store.installation, store.owner, files, tuple(store.damaged())
-        )
+        files = tuple(_described(store, found) for found in _files_of(store, directory))
+        damaged = tuple(map(str, _damaged(store, directory)))
+        return Examined(directory, store.holder, store.installation, store.owner, files, damaged)
 
 
 def unattended(own: Path, others: Path) -> list[Path]:
@@ -99,15 +103,31 @@ def unattended(own: Path, others: Path) -> list[Path]:
                 directory.resolve() != own.resolve()
                 and read_identity(directory).installation == installation
                 and owner_of(directory) is None
-                and any(not is_temporary(file.name) for file in examine(directory).files)
+                and any(file.state == "accepted" for file in examine(directory).files)
             ):
                 found.append(directory)
     return found
 
 
-def _in_order(store: DiskJournal) -> list[Found]:
-    found = replay(store).files.values()
-    return sorted(found, key=lambda one: (one.says.dataset, one.says.name))
+def _files_of(store: DiskJournal, directory: Path) -> list[Found]:
+    """Return all files, by dataset and name; those of which the log has lost the name are at the end."""
+    found = list(replay(store).files.values())
+    found.sort(key=lambda one: (one.says.dataset, one.says.name))
+    if _damaged(store, directory) and store.owner is None:
+        named = {one.says.entry for one in found if not one.inline}
+        found += [_nameless(entry) for entry in store.contents() if entry not in named]
+    return found
+
+
+def _nameless(entry: EntryId) -> Found:
+    """Return a content file of which the log says nothing, as one that was being changed."""
+    says = Accepted(entry, DatasetId(0), _LOST, f"{entry:016d}", time.time_ns(), 0, None)
+    return Found(says, Place(0, 0, 0), inline=False)
+
+
+def _damaged(store: DiskJournal, directory: Path) -> list[Path]:
+    """Return the parts of the log that are damaged, those among them that a mount has put aside."""
+    return sorted({*map(Path, store.damaged()), *directory.resolve().glob("log/*.damaged")})
 
 
 def _described(store: DiskJournal, found: Found) -> JournaledFile:
@@ -117,6 +137,8 @@ def _described(store: DiskJournal, found: Found) -> JournaledFile:
         size = stored_size(store, found)
     except Datas3tError as exc:
         state, problem = "damaged", str(exc)
+    if says.dataset == _LOST:
+        state, problem = "damaged", _NAMELESS
     return JournaledFile(says.dataset, says.name, size, state, problem)
 
 
@@ -126,11 +148,13 @@ def export(directory: Path, target: Path, advance: Callable[[int], None]) -> Ite
     Of a damaged one, what is left goes to NAME.damaged. Parts of the log that are damaged are told of, too.
     Raises as `examine` does; what concerns one file only is its problem."""
     with open_journal(directory, None, read_only=True) as store:
-        for found in _in_order(store):
-            yield _export(store, found, target / found.says.dataset / found.says.name)
+        for found in _files_of(store, directory):
+            exported = _export(store, found, target / found.says.dataset / found.says.name)
+            is_lost = found.says.dataset == _LOST and exported.problem is None
+            yield replace(exported, problem=_NAMELESS) if is_lost else exported
             advance(found.says.size)
-        for path in store.damaged():
-            yield Exported(Path(path), 0, "damaged: what its missing records were of, nobody knows")
+        for path in _damaged(store, directory):
+            yield Exported(path, 0, "damaged: what its missing records were of, nobody knows")
     os.sync()  # whoever deletes the journal next must be able to rely on the copies
 
 

@@ -229,6 +229,25 @@ def test_a_damaged_log_loses_no_more_than_the_record_that_was_hit(ready: Stack, 
     assert committed(ready) == without(INLINE)
 
 
+def test_a_large_file_whose_record_is_lost_is_exported_without_its_name(ready: Stack, tmp_path: Path) -> None:
+    with dead_mount(ready) as journal:
+        (segment,) = (journal / "log").iterdir()
+        flip(segment, segment.read_bytes().index(NAMES[LARGE].encode()))
+        for aside in (False, True):
+            (found,) = listed(ready, journal)
+            assert [Path(path).suffix for path in found["damaged"]] == [".damaged" if aside else ".seg"]
+            (*_, last) = found["files"]
+            assert (last["dataset"], last["state"], last["bytes"]) == ("lost+found", "damaged", SIZES[LARGE])
+            out = tmp_path / f"out{aside}"
+            assert ready.run("journal", "export", journal, out, check=False).returncode == 1
+            assert list(files_in(out / "lost+found").values()) == [body(LARGE)]
+            assert aside or files_in(out / "ds") == without(LARGE)
+            assert ready.run("journal", "replay", journal, check=False).returncode == 1
+            with ready.mount(write=True, path=ready.home / "mnt1") as mount:  # begins another segment
+                (mount.path / "ds" / key_name(50 + aside)).write_bytes(b"new")
+                ready.run("flush", mount.path)
+
+
 def test_a_journal_without_its_identity_is_reported_and_left_alone(ready: Stack) -> None:
     with dead_mount(ready) as journal:
         (journal / "identity.json").write_text("{")
