@@ -126,7 +126,7 @@ class Committer:
     async def commit_closed(self, dataset_id: DatasetId | None = None) -> None:
         """Commit all that is closed, of one dataset or of all. Raises the first error."""
         await self._released()
-        await self._journal.accept_left()
+        problem = await self._journal.accept_left(dataset_id)
         wanted = [
             entry
             for entry in self._journal.entries
@@ -136,6 +136,8 @@ class Committer:
             and dataset_id in (None, entry.dataset_id)
         ]
         await self.commit(wanted)
+        if problem is not None:
+            raise problem
 
     async def _released(self) -> None:
         """Wait a moment for what has just been closed: the kernel says that a handle is gone only after its

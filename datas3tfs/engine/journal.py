@@ -12,13 +12,12 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable
-from contextlib import suppress
 
 import trio
 
 from datas3tfs.core.counters import Counters
 from datas3tfs.core.journalrecords import EntryId, Gone, Renamed
-from datas3tfs.core.model import Dataset
+from datas3tfs.core.model import Dataset, DatasetId
 from datas3tfs.core.names import check_file_name, is_temporary, parse_datapoint_name
 from datas3tfs.core.tar import clamped_time
 from datas3tfs.engine.accepting import Accepting
@@ -105,24 +104,24 @@ class Journal:
         entry.quiet_since = trio.current_time()
         self.backlog.note(entry)
 
-    async def accept_left(self) -> None:
-        """Try again to make safe what could not be when it was closed. Raises the first error."""
+    async def accept_left(self, dataset_id: DatasetId | None = None) -> Datas3tError | None:
+        """Try again to make safe what could not be when it was closed, of one dataset or of all; return the
+        first error."""
         problem: Datas3tError | None = None
         for entry in list(self._left):
-            try:
-                await self.accept_unless_open(entry)
-                self._left.discard(entry)
-            except Datas3tError as exc:
-                problem = problem or exc
-        if problem is not None:
-            raise problem
+            if dataset_id in (None, entry.dataset_id):
+                try:
+                    await self.accept_unless_open(entry)
+                    self._left.discard(entry)
+                except Datas3tError as exc:
+                    problem = problem or exc
+        return problem
 
     async def keep_accepting(self) -> None:
         """Try that again for ever, in the background."""
         while True:
             await trio.sleep(_ACCEPT_SECONDS)
-            with suppress(Datas3tError):
-                await self.accept_left()
+            await self.accept_left()
 
     def read(self, entry: Entry, offset: int, size: int) -> bytes:
         """Read from a file. Raises Unavailable."""
