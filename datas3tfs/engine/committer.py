@@ -63,6 +63,7 @@ class _Queue:
     """What the committer knows of one dataset."""
 
     wave: bool = False  # one is under way
+    failed_at: float = 0.0
     retry_at: float = 0.0
     pause: float = _RETRY_FIRST
     next_look: float = 0.0
@@ -181,7 +182,10 @@ class Committer:
         pending = self._journal.backlog.pending(dataset_id)
         hurry = self._draining or not self._journal.quota.has_room(0) or pending.bytes >= self._limits.size
         due = pending.oldest + (0 if hurry else self._limits.age)
-        return max(queue.retry_at, queue.next_look, due)
+        # Who waits for room has less patience than the longest pause.
+        is_pressing = self._journal.quota.is_awaited
+        retry_at = min(queue.retry_at, queue.failed_at + _RETRY_FIRST) if is_pressing else queue.retry_at
+        return max(retry_at, queue.next_look, due)
 
     async def _wave(self, dataset_id: DatasetId, queue: _Queue) -> None:
         try:
@@ -271,7 +275,8 @@ class Committer:
             return
         if not isinstance(problem, Unreadable):
             failed.of = problem
-        if queue.retry_at <= (now := trio.current_time()):  # else another of the wave has just failed
+        now = queue.failed_at = trio.current_time()
+        if queue.retry_at <= now:  # else another of the wave has just failed
             queue.retry_at = now + queue.pause
             queue.pause = min(2 * queue.pause, _RETRY_LAST)
 

@@ -22,6 +22,12 @@ class Quota:
         self._counters = counters
         self._file_bytes = 0
         self._freed = trio.Event()
+        self._waiting = 0
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether somebody waits for room."""
+        return self._waiting > 0
 
     @property
     def used(self) -> int:
@@ -57,8 +63,12 @@ class Quota:
             return
         self._counters.add("journal.full")
         with trio.move_on_after(self._patience if growth <= self.limit else 0):
-            while self.used + growth > self.limit:
-                await self._freed.wait()
+            self._waiting += 1
+            try:
+                while self.used + growth > self.limit:
+                    await self._freed.wait()
+            finally:
+                self._waiting -= 1
             return
         raise Full(
             f"the journal is full: {self.used} of {self.limit} bytes wait to be committed "

@@ -65,6 +65,7 @@ class Gate:
         self._deadly_call: tuple[str, int, bool] | None = None
         self._errors: dict[tuple[str, int], tuple[BaseException, bool]] = {}
         self.away: dict[str, BaseException] = {}  # by name: what every call of it raises
+        self.at_read: Callable[[], None] | None = None  # called, in any thread, when a content file is read
         # Awaited before every call of Postgres or S3: to hold it up, or to do something at that moment.
         self.before: Callable[[str], Awaitable[None]] | None = None
 
@@ -173,6 +174,8 @@ class GatedContent:
     def read(self, offset: int, size: int) -> bytes:
         """See ports.JournalContent."""
         self._gate.check()
+        if self._gate.at_read is not None:
+            self._gate.at_read()
         return self._inner.read(offset, size)
 
     def truncate(self, size: int) -> None:
