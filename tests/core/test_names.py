@@ -5,9 +5,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from datas3tfs.core.names import (
+    check_file_name,
     check_label,
     data_object_key,
     index_object_key,
+    is_temporary,
     parse_data_object_key,
     parse_datapoint_name,
     printable,
@@ -131,3 +133,88 @@ def test_bad_dataset_names_are_refused(label: str) -> None:
 
 def test_good_dataset_names_pass() -> None:
     assert check_label("dataset", "train_2026-11") == "train_2026-11"
+
+
+TEMPORARY = [
+    ".00000000000000000007.jpg.Xy3bQ1",  # rsync
+    ".hidden",
+    ".00000000000000000007.jpg.swp",
+    "..strange",
+    "00000000000000000007.jpg~",
+    "a~",
+    "#00000000000000000007.jpg#",
+    "00000000000000000007.jpg.part",
+    "archive.partial",
+    "film.filepart",
+    "page.crdownload",
+    "00000000000000000007.tmp",
+    "00000000000000000007.jpg.tmp",
+    "x.temp",
+    "x.swp",
+    "x.swx",
+    "tmp1a_b2c3d",  # Python's tempfile
+    "sedAb12Cd",
+    ".with\nnewline",
+]
+
+
+@pytest.mark.parametrize("name", TEMPORARY)
+def test_names_that_programs_give_to_files_they_will_rename(name: str) -> None:
+    assert is_temporary(name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "00000000000000000007.jpg",
+        "00000000000000000007.tmp.jpg",
+        "00000000000000000007.partial.json",
+        ".",
+        "~",
+        "##",
+        "part",
+        "tmp1a_b2c3",
+        "tmp1a_b2c3de",
+        "tmpABCDEFGH",
+        "sedAb12C",
+        "sedAb12Cde",
+        "notes.txt",
+    ],
+)
+def test_names_that_are_not_temporary(name: str) -> None:
+    assert not is_temporary(name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "notes.txt",
+        "7.jpg",
+        "00000000000000000007",
+        "." + "x" * 255,
+        ".bad\x1bescape",
+        ".bad\udcffbyte",
+        "ä" * 128 + "~",
+        "00000000000000000007.a..b",
+    ],
+)
+def test_names_that_no_new_file_may_have(name: str) -> None:
+    with pytest.raises(Invalid):
+        check_file_name(name)
+
+
+@pytest.mark.parametrize("name", [f"{KEY}.jpg", f"{KEY}.jpg.part", ".x", "." + "x" * 254, "ä~"])
+def test_names_that_new_files_may_have(name: str) -> None:
+    check_file_name(name)
+
+
+@given(st.text(max_size=300))
+def test_a_name_is_a_datapoints_or_temporary_or_refused(name: str) -> None:
+    try:
+        check_file_name(name)
+    except Invalid:
+        return
+    assert "\0" not in name
+    assert printable(name) == name
+    assert len(name.encode()) <= 255
+    assert is_temporary(name) or str(parse_datapoint_name(name)) == name

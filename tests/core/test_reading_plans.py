@@ -11,7 +11,8 @@ from datas3tfs.core.checksums import CHUNK
 from datas3tfs.core.extents import Extents
 from datas3tfs.core.index import Index, open_index
 from datas3tfs.core.indexbuild import IndexBuilder
-from datas3tfs.core.inodes import ROOT, DatapointNode, DatasetNode, Inodes, Node, RootNode
+from datas3tfs.core.inodes import ROOT, DatapointNode, DatasetNode, EntryNode, Inodes, Node, RootNode
+from datas3tfs.core.journalrecords import EntryId
 from datas3tfs.core.model import DatasetId
 from datas3tfs.core.prefetch import PrefetchLimits, PrefetchPlanner
 from datas3tfs.core.reads import cut, piece, piece_count, pieces_in, plan_read
@@ -184,6 +185,7 @@ def test_answers_are_never_empty_and_never_reach_beyond_two_windows(reads: list[
 keys, small_keys = st.integers(0, 2**63 - 1), st.integers(0, 2**40 - 1)
 nodes: st.SearchStrategy[Node] = st.one_of(
     st.just(RootNode()),
+    st.integers(1, 2**40 - 1).map(lambda i: EntryNode(EntryId(i))),
     st.integers(1, 2**39).map(lambda i: DatasetNode(DatasetId(i))),
     st.tuples(st.integers(1, 2**30), st.integers(0, 2**63 - 1)).map(
         lambda t: DatapointNode(DatasetId(t[0]), t[1])
@@ -204,12 +206,21 @@ def test_inode_numbers_are_unique_and_lead_back(found: list[Node]) -> None:
         assert inodes.node(number) == node
         assert inodes.number(node) == number
         assert (number == ROOT) == (node == RootNode())
+        assert inodes.entry(number) == (node.entry if isinstance(node, EntryNode) else None)
 
 
 @given(st.integers(1, 2**22 - 1), st.integers(0, 2**40 - 1))
 def test_ordinary_inode_numbers_are_the_same_in_every_mount(dataset: int, key: int) -> None:
     node = DatapointNode(DatasetId(dataset), key)
     assert Inodes().number(node) == Inodes().number(node)
+
+
+@given(st.integers(1, 2**40 - 1))
+def test_an_uncommitted_file_and_a_datapoint_never_share_a_number(number: int) -> None:
+    """Whatever the datapoint's key: a file that is removed and made again is not the old one."""
+    uncommitted = Inodes().number(EntryNode(EntryId(number)))
+    assert Inodes().node(uncommitted) == EntryNode(EntryId(number))
+    assert uncommitted >> 40 == 1 << 22
 
 
 def test_numbers_never_given_out_are_refused() -> None:

@@ -13,8 +13,7 @@ from trio.testing import MockClock
 
 from datas3tfs.core.journalrecords import Accepted
 from datas3tfs.engine.committer import BatchLimits
-from datas3tfs.engine.entries import EntryState
-from datas3tfs.errors import Conflict, Forbidden, Full, Invalid, NotFound, Unavailable
+from datas3tfs.errors import Conflict, Full, Invalid, NotFound, Unavailable
 from tests.harness.world import new_world
 from tests.harness.writing import Gate, accepted_names, called, committed, killed, open_host, until
 
@@ -337,13 +336,3 @@ async def test_a_file_that_lives_long_does_not_keep_the_log_from_being_freed(tmp
     async with open_host(world, tmp_path, limits=ON_DEMAND, segment_bytes=200_000) as host:
         assert host.contents() == {".kept": b"a temporary file", ".two": b"another"}
     assert len(await committed(world)) == 300
-
-
-async def test_states_are_told_as_people_know_them(tmp_path: Path) -> None:
-    async with open_host(await new_world(), tmp_path, limits=ON_DEMAND, background=False) as host:
-        entry = await host.put(0, b"x")
-        assert entry.state is EntryState.JOURNALED
-        await host.fsync(entry)
-        assert entry.state is EntryState.COMMITTED
-        with pytest.raises(Forbidden):
-            await host.journal.unlink(entry)
