@@ -52,6 +52,16 @@ class Kind(Enum):
     LOSE_ANSWER = auto()  # let the server do it, then close without an answer
 
 
+class Moment(Enum):
+    """How far a request has come when a witness is told."""
+
+    ASKED = auto()  # nothing of it has been passed on
+    HALFWAY = auto()  # half of its body has
+    ANSWERED = auto()  # the server has done it; the client does not know yet
+
+
+Witness = Callable[[Moment, str, str], bool]  # of method and path; True: hang up on both sides here
+
 _HALFWAY = (Kind.TRUNCATE, Kind.RESET, Kind.STALL_BODY, Kind.DRIBBLE, Kind.CORRUPT)
 
 
@@ -141,6 +151,7 @@ class FaultProxy:
 
     def __init__(self, upstream_port: int, *, latency: float = 0.0, listen_port: int = 0) -> None:
         self.latency = latency  # seconds before each request is passed on; may be changed any time
+        self.witness: Witness = lambda moment, method, path: False  # called by any thread; may be changed
         self.port = listen_port
         self._upstream = ("127.0.0.1", upstream_port)
         self._lock = threading.Lock()
@@ -299,10 +310,23 @@ class _Connection:
             sent = sent.without("range")
         elif fault is not None and kind in (Kind.SHIFT, Kind.LIE):
             sent = sent.with_("Range", _shifted(asked.get("range") or "", fault.shift))
+        if self._proxy.witness(Moment.ASKED, method, path):
+            return False
         self._server.sock.sendall(sent.encoded())
+        if not self._send_body(body, int(asked.get("content-length") or 0), method, path):
+            return False
+        return self._answer(asked, method, path, kind)
+
+    def _send_body(self, body: Iterator[memoryview], length: int, method: str, path: str) -> bool:
+        passed, told = 0, False
         for piece in body:
             self._server.sock.sendall(piece)
-        return self._answer(asked, method, kind)
+            passed += len(piece)
+            if not told and length / 2 <= passed < length:
+                told = True
+                if self._proxy.witness(Moment.HALFWAY, method, path):
+                    return False
+        return True
 
     def _answer_alone(self, fault: Fault) -> bool:
         if fault.kind is Kind.STALL_HEAD:
@@ -319,11 +343,11 @@ class _Connection:
         self._client.sock.sendall(head.encoded() + body)
         return True
 
-    def _answer(self, asked: _Head, method: str, kind: Kind | None) -> bool:
+    def _answer(self, asked: _Head, method: str, path: str, kind: Kind | None) -> bool:
         head = self._server.head()
         while head.line.split(" ", 2)[1] == "100":
             head = self._server.head()
-        if kind is Kind.LOSE_ANSWER:
+        if kind is Kind.LOSE_ANSWER or self._proxy.witness(Moment.ANSWERED, method, path):
             return False
         if kind is Kind.LIE and head.get("content-range"):
             total = (head.get("content-range") or "").rpartition("/")[2]

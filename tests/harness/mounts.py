@@ -23,7 +23,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterat
 from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import trio
 
@@ -132,10 +132,21 @@ for line in sys.stdin:
 """
 
 
+class Process(Protocol):
+    """A daemon: what subprocess.Popen has, and others may."""
+
+    pid: int
+
+    def poll(self) -> int | None: ...
+    def wait(self, timeout: float | None = None) -> int: ...
+    def kill(self) -> None: ...
+    def send_signal(self, sig: int) -> None: ...
+
+
 class Mount:
     """A mount and its daemon, a subprocess in the foreground."""
 
-    def __init__(self, path: Path, process: subprocess.Popen[bytes], log: Path) -> None:
+    def __init__(self, path: Path, process: Process, log: Path) -> None:
         self.path = path
         self.process = process
         self._log = log
@@ -200,6 +211,11 @@ class Mount:
         """Kill the daemon as the kernel's memory killer would; its mount stays behind, dead."""
         self.process.kill()
         self.process.wait(_LEAVE_LIMIT)
+        self._disarm()
+
+    def _disarm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
 
     def abort(self) -> None:
         """Abort the connection: everybody stuck in it gets an error."""
@@ -216,8 +232,7 @@ class Mount:
             self.abort()
             self.kill9()
         finally:
-            if self._timer is not None:
-                self._timer.cancel()
+            self._disarm()
             left = self.is_mounted()
             if left:
                 unmount_lazily(self.path)
