@@ -139,6 +139,30 @@ async def test_an_open_file_is_not_committed_behind_its_writers_back(
     assert await committed(world) == {0: b"flushed, and written on"}
 
 
+async def test_a_file_is_never_missing_between_journal_and_catalog(tmp_path: Path) -> None:
+    """… of this mount: until its own snapshot shows the datarange, the journal has it."""
+    world = await new_world()
+    gate, on = Gate(), trio.Event()
+    async with open_host(world, tmp_path, limits=ON_DEMAND, gate=gate) as host:
+        dataset = host.dataset().id
+        await host.snapshots.of(dataset)
+        entry = await host.put(0, b"content")
+
+        async def hold_up(name: str) -> None:
+            if name == "datasets":
+                await on.wait()
+
+        gate.before = hold_up
+        await host.fsync(entry)
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        assert (await host.snapshots.of(dataset)).position(0) is None
+        assert host.entry(0) is entry
+        assert host.content(0) == b"content"
+        on.set()
+        await until(lambda: host.entries.at_key(dataset, 0) is None)
+        assert (await host.snapshots.of(dataset)).position(0) == 0
+
+
 # -- fsync ----------------------------------------------------------------------------------------------
 
 
