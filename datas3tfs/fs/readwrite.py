@@ -355,7 +355,9 @@ class ReadWriteOperations(Operations):
     async def _xattrs(self, inode: int) -> dict[str, str]:
         node = self._entry_or_node(inode)
         if isinstance(node, Entry):
-            return entry_xattrs(node)
+            if node.linked or node.key is None or node.state is not EntryState.COMMITTED:
+                return entry_xattrs(node)
+            inode = self._inodes.datapoint(node.dataset_id, node.key)  # what it has become
         return await super()._xattrs(inode) | (self._flush.xattrs() if inode == ROOT else {})
 
     # -- nodes -------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datas3tfs.core.model import Dataset
-from datas3tfs.engine.entries import Entry
+from datas3tfs.engine.entries import Entry, EntryState
 from datas3tfs.engine.tree import OpenDatapoint
 
 PREFIX = "user.datas3t."
@@ -16,7 +16,7 @@ def entry_xattrs(entry: Entry) -> dict[str, str]:
     values = {"size": str(entry.size), "state": entry.state.value if entry.key is not None else "temporary"}
     if entry.key is not None:
         values["key"] = str(entry.key)
-    if entry.safe is None or entry.changed:
+    if entry.state is EntryState.JOURNALED and (entry.safe is None or entry.changed):
         values["state"] = "open"
     if entry.problem is not None:
         values["problem"] = str(entry.problem)

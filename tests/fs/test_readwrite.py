@@ -95,6 +95,11 @@ async def test_what_the_kernel_still_knows_keeps_its_size_and_content(
         # The name may lead to the old number for a moment: it must do as well as the new one.
         assert (await vfs.getattr(known)).st_size == size
         assert (await vfs.getattr(known)).st_nlink == 1
+        told = await vfs.operations.listxattr(pyfuse3.InodeT(known), pyfuse3.RequestContext())
+        assert b"user.datas3t.datarange" in told
+        state = pyfuse3.XAttrNameT(b"user.datas3t.state")
+        asked = vfs.operations.getxattr(pyfuse3.InodeT(known), state, pyfuse3.RequestContext())
+        assert await asked == b"committed"
         descriptor = await vfs.open_inode(known, os.O_RDONLY)
         assert await vfs.pread(descriptor, size + 1, 0) == content
         await vfs.close(descriptor)
