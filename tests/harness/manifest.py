@@ -10,8 +10,8 @@ next file so long that it is uploaded in parts, `kill EVENT PID` sends SIGKILL a
 synced, moved, removed) has been noted, `pause` and `go` are what they say (before a pause one more file is
 created and removed, which leaves its key leased); the end of stdin ends it.
 
-With --contend another writer wants the same keys: a file is created and written once, and who is told that
-it exists already notes that it has lost.
+With --contend another writer wants the same keys: a file is created, or renamed, and written once, and who
+is told that it exists already notes that it has lost.
 
 Not for the judgement whether a file is right: that is `Promise.allows`. A line is written by one write(2)
 to a file opened for appending, so threads and processes may share one.
@@ -145,6 +145,7 @@ class _Thread:
     def __init__(self, folder: Path, manifest: Manifest, seed: int, sizes: _Sizes, contending: bool) -> None:
         self._folder = folder
         self._contending = contending
+        self._lost = False
         self._manifest = manifest
         self._random = random.Random(seed)
         self._sizes = sizes
@@ -152,8 +153,10 @@ class _Thread:
             self._plain, self._plain, self._plain, self._appended, self._moved, self._overwritten,
             self._replaced, self._synced, self._removed,
         ]  # fmt: skip
+        if contending:
+            self._ways = [self._plain, self._plain, self._synced, self._moved]
 
-    def run(self, keys: Iterator[int], going: threading.Event, stop: threading.Event) -> None:
+    def run(self, keys: _Keys, going: threading.Event, stop: threading.Event) -> None:
         """Write until told to stop."""
         for key in keys:
             going.wait()
@@ -162,15 +165,21 @@ class _Thread:
             name = f"{key:020d}.bin"
             if not self.attempt(self._random.choice(self._ways), name):
                 self._recover(name, stop)
+            if self._lost:
+                keys.skip()  # the other is ahead: get before it
             time.sleep(self._random.uniform(0, 0.02))  # a pace, so that the end can be checked in time
 
     def attempt(self, way: Callable[[str], None], name: str) -> bool:
         """Do something; note what it fails of."""
+        self._lost = False
         try:
             way(name)
-        except FileExistsError:
-            self._manifest.note("lost" if self._contending else "failed", name, errno="EEXIST")
         except OSError as exc:
+            # A rename onto what is committed is refused otherwise than a create.
+            if self._contending and exc.errno in (errno.EEXIST, errno.EPERM):
+                self._manifest.note("lost", name)
+                self._lost = True
+                return True
             self._manifest.note("failed", name, errno=errno.errorcode.get(exc.errno or 0, "?"))
             return False
         return True
@@ -352,9 +361,17 @@ class _Keys:
 
     def __iter__(self) -> Iterator[int]:
         while True:
-            with self._lock:
-                number = next(self._numbers)
-            yield number
+            yield self.next()
+
+    def next(self) -> int:
+        """Return a number."""
+        with self._lock:
+            return next(self._numbers)
+
+    def skip(self) -> None:
+        """Leave a run out."""
+        for _ in range(_RUN):
+            self.next()
 
 
 def main() -> None:
@@ -376,10 +393,10 @@ def main() -> None:
         _Thread(options.folder, manifest, options.seed * 1000 + number, sizes, options.contend)
         for number in range(options.threads + 1)
     ]
-    threads = [threading.Thread(target=one.run, args=(iter(keys), going, stop)) for one in others]
+    threads = [threading.Thread(target=one.run, args=(keys, going, stop)) for one in others]
     for thread in threads:
         thread.start()
-    _obey(sys.stdin, manifest, sizes, going, lambda: first.create_and_remove(next(iter(keys))))
+    _obey(sys.stdin, manifest, sizes, going, lambda: first.create_and_remove(keys.next()))
     stop.set()
     going.set()
     for thread in threads:
