@@ -18,6 +18,7 @@ import pyfuse3
 from datas3tfs.core.counters import Counters
 from datas3tfs.core.inodes import ROOT, DatapointNode, DatasetNode, EntryNode, RootNode
 from datas3tfs.core.model import Dataset, DatasetId
+from datas3tfs.core.names import NAME_LIMIT
 from datas3tfs.engine.committer import Committer
 from datas3tfs.engine.datasets import Datasets
 from datas3tfs.engine.entries import Entry, EntryState, OpenEntry
@@ -110,7 +111,7 @@ class ReadWriteOperations(Operations):
         ctx: pyfuse3.RequestContext,
     ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
         self._counters.add("fuse.create")
-        dataset, text = self._dataset_at(parent_inode), os.fsdecode(name)
+        dataset, text = self._dataset_at(parent_inode), _checked(name)
         entry = self._entries.named(dataset.id, text)
         if entry is None:
             entry = await self._journal.create(dataset, text)
@@ -269,7 +270,7 @@ class ReadWriteOperations(Operations):
         if flags & ~pyfuse3.RENAME_NOREPLACE:
             raise pyfuse3.FUSEError(errno.EINVAL)
         source, target = self._dataset_at(parent_inode_old), self._dataset_at(parent_inode_new)
-        old, new = os.fsdecode(name_old), os.fsdecode(name_new)
+        old, new = os.fsdecode(name_old), _checked(name_new)
         entry = await self._uncommitted(source.id, old)
         try:
             await self._uncommitted(target.id, new)
@@ -386,6 +387,12 @@ class ReadWriteOperations(Operations):
     def _tell(self, entry: Entry) -> pyfuse3.EntryAttributes:
         self._known.told(entry)
         return self._attributes.entry(entry, self._number(entry))
+
+
+def _checked(name: bytes) -> str:
+    if len(name) > NAME_LIMIT:  # FUSE would let 1024 bytes pass
+        raise pyfuse3.FUSEError(errno.ENAMETOOLONG)
+    return os.fsdecode(name)
 
 
 def _is_synchronous(flags: int) -> bool:
