@@ -12,6 +12,7 @@ from typing import TypeVar
 import pytest
 import trio
 from hypothesis import HealthCheck, settings
+from hypothesis.stateful import run_state_machine_as_test
 
 from datas3tfs.engine.committer import BatchLimits
 from tests.harness.posix_model import WritingMachine
@@ -211,7 +212,11 @@ class OnEager(WritingMachine):
 _SETTINGS = settings(
     max_examples=40, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck)
 )
-TestWritingIsThatOfADict = OnTwin.TestCase
-TestWritingIsThatOfADict.settings = _SETTINGS
-TestWritingWhileCommittingIsThatOfADict = OnEager.TestCase
-TestWritingWhileCommittingIsThatOfADict.settings = _SETTINGS
+
+
+def test_writing_is_that_of_a_dict() -> None:
+    run_state_machine_as_test(OnTwin, settings=_SETTINGS)
+
+
+def test_writing_while_committing_is_that_of_a_dict() -> None:
+    run_state_machine_as_test(OnEager, settings=_SETTINGS)
