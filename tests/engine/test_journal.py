@@ -23,8 +23,8 @@ LARGE = b"0123456789abcdef" * 16_000  # has a file of its own
 
 @pytest.fixture
 def jumping_clock() -> MockClock:
-    """Time passes when nobody has anything to do; threads get a moment for their work."""
-    return MockClock(autojump_threshold=0.003)
+    """Time passes when nobody has anything to do, see `let_time_pass`."""
+    return MockClock()
 
 
 # -- names ----------------------------------------------------------------------------------------------

@@ -26,8 +26,8 @@ ON_DEMAND = BatchLimits(64 << 20, 1e6)  # nothing is committed unless somebody a
 
 @pytest.fixture
 def jumping_clock() -> MockClock:
-    """Time passes when nobody has anything to do; threads get a moment for their work."""
-    return MockClock(autojump_threshold=0.002)
+    """Time passes when nobody has anything to do, see `let_time_pass`."""
+    return MockClock()
 
 
 async def test_who_writes_in_order_leases_ahead(tmp_path: Path) -> None:
@@ -45,7 +45,6 @@ async def test_ten_thousand_creates_at_a_thousand_a_second_need_few_calls(
 ) -> None:
     world = await new_world()
     async with open_host(world, tmp_path, limits=ON_DEMAND, background=False) as host:
-        jumping_clock.autojump_threshold = 0
         for key in range(10_000):
             await host.create(key)
             await trio.sleep(0.001)
@@ -66,7 +65,6 @@ async def test_several_who_write_in_order_lease_ahead_too(
         chance = random.Random(7)
         keys.sort(key=lambda key: key + chance.uniform(0, 4))
     async with open_host(world, tmp_path, limits=ON_DEMAND, background=False) as host:
-        jumping_clock.autojump_threshold = 0
         for key in keys:
             await host.create(key)
             await trio.sleep(0.001)

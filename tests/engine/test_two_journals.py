@@ -163,7 +163,7 @@ def test_two_mounts_killed_at_random_commit_everything_once(
         await assert_tidy(world)
 
     with tempfile.TemporaryDirectory() as directory:
-        trio.run(main, clock=MockClock(autojump_threshold=0.001))
+        trio.run(main, clock=MockClock())
 
 
 async def test_two_mounts_that_create_the_same_key_at_once(tmp_path: Path) -> None:

@@ -9,7 +9,9 @@ directory, the catalog, the objects) can be opened by another.
 from __future__ import annotations
 
 import io
+import math
 import tarfile
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -19,6 +21,8 @@ from pathlib import Path
 from typing import Any, cast
 
 import trio
+import trio.testing
+from trio.testing import MockClock
 
 from datas3tfs.core.counters import Counters
 from datas3tfs.core.journalrecords import Accepted, EntryId, Place, Record
@@ -392,6 +396,21 @@ async def until(condition: Callable[[], bool], timeout: float = 20.0) -> None:
             await trio.sleep(0.002)
 
 
+async def let_time_pass(clock: MockClock) -> None:
+    """Go on to the next deadline whenever everybody waits and no thread is at work, for ever.
+
+    MockClock's own autojump knows nothing of threads."""
+    threads, own = trio.to_thread.current_default_thread_limiter(), trio.CapacityLimiter(1)
+    while True:
+        await trio.testing.wait_all_tasks_blocked()
+        if threads.borrowed_tokens:
+            await trio.to_thread.run_sync(time.sleep, 0.0005, limiter=own)
+            continue
+        pause = trio.lowlevel.current_statistics().seconds_to_next_deadline
+        if 0 < pause < math.inf:
+            clock.jump(pause)
+
+
 @asynccontextmanager
 async def open_host(
     world: World,
@@ -405,7 +424,7 @@ async def open_host(
     background: bool = True,
 ) -> AsyncIterator[Host]:
     """Open the journal in *directory* and all that writes, as app/writing.py does. *background*: look
-    after leases, too."""
+    after leases, too. If the clock is a MockClock, time passes while it is open."""
     gate = gate or Gate()
     await world.dataset()
     catalog = cast(MemoryCatalog, Gated(world.catalog, gate))
@@ -429,6 +448,9 @@ async def open_host(
                 ):
                     if background:
                         nursery.start_soon(leases.keep)
+                    clock = trio.lowlevel.current_clock()
+                    if isinstance(clock, MockClock):
+                        nursery.start_soon(let_time_pass, clock)
                     yield Host(
                         world,
                         gate,
