@@ -125,6 +125,8 @@ async def _following(services: Services, snapshots: Snapshots, operations: Opera
     async with services.catalog.reader.changes() as feed, background_nursery() as nursery:
         nursery.start_soon(snapshots.follow, feed, sender)
         nursery.start_soon(invalidate_removed, receiver, operations, services.indices)
+        if isinstance(operations, ReadWriteOperations):
+            nursery.start_soon(operations.refused.drop)
         yield
 
 

@@ -18,7 +18,6 @@ import pyfuse3
 from datas3tfs.core.counters import Counters
 from datas3tfs.core.inodes import ROOT, DatapointNode, DatasetNode, EntryNode, RootNode
 from datas3tfs.core.model import Dataset, DatasetId
-from datas3tfs.core.names import NAME_LIMIT
 from datas3tfs.engine.committer import Committer
 from datas3tfs.engine.datasets import Datasets
 from datas3tfs.engine.entries import Entry, EntryState, OpenEntry
@@ -32,6 +31,8 @@ from datas3tfs.fs.errnos import answers_errno
 from datas3tfs.fs.known import KnownEntries
 from datas3tfs.fs.merging import MergedListing
 from datas3tfs.fs.operations import Operations, ReadNode
+from datas3tfs.fs.pages import RefusedPages
+from datas3tfs.fs.requests import is_synchronous, is_writable, new_name
 from datas3tfs.fs.xattrs import FLUSH, entry_xattrs
 
 _SECOND = 1_000_000_000
@@ -68,6 +69,7 @@ class ReadWriteOperations(Operations):
         self._flush = Flush(writing.committer)
         self._datasets = writing.datasets
         self._fsync_commits = writing.fsync_commits
+        self.refused = RefusedPages()
         self._known = KnownEntries()
         self._listing = MergedListing(tree, attributes, self._inodes, self._entries, self._known)
 
@@ -111,11 +113,11 @@ class ReadWriteOperations(Operations):
         ctx: pyfuse3.RequestContext,
     ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
         self._counters.add("fuse.create")
-        dataset, text = self._dataset_at(parent_inode), _checked(name)
+        dataset, text = self._dataset_at(parent_inode), new_name(name)
         entry = self._entries.named(dataset.id, text)
         if entry is None:
             entry = await self._journal.create(dataset, text)
-            handle = OpenEntry(entry, True, _is_synchronous(flags))  # writable: who made it, closes it
+            handle = OpenEntry(entry, True, is_synchronous(flags))  # writable: who made it, closes it
         elif flags & os.O_EXCL:
             raise Conflict(f"{text}: it exists already")
         else:
@@ -135,13 +137,13 @@ class ReadWriteOperations(Operations):
             return pyfuse3.FileInfo(fh=self._files.add(await self._opened(node, flags)), keep_cache=True)
         if not isinstance(node, Entry | DatapointNode):
             raise pyfuse3.FUSEError(errno.EISDIR)
-        if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:
+        if is_writable(flags) or flags & os.O_TRUNC:
             raise Forbidden("it is committed, and datapoints never change")
         assert node.key is not None
         return await self._open_datapoint(node.dataset_id, node.key)
 
     async def _opened(self, entry: Entry, flags: int) -> OpenEntry:
-        writable = flags & os.O_ACCMODE != os.O_RDONLY
+        writable = is_writable(flags)
         if writable or flags & os.O_TRUNC:
             await self._journal.settled(entry)
         self._journal.opened(entry, writable=writable)
@@ -151,7 +153,7 @@ class ReadWriteOperations(Operations):
             except BaseException:
                 await self._journal.closed(entry, writable=writable)
                 raise
-        return OpenEntry(entry, writable, _is_synchronous(flags))
+        return OpenEntry(entry, writable, is_synchronous(flags))
 
     async def read(self, fh: pyfuse3.FileHandleT, off: int, size: int) -> bytes:
         file = self._files.get(fh)
@@ -172,7 +174,11 @@ class ReadWriteOperations(Operations):
         file = self._files.get(fh)
         if not isinstance(file, OpenEntry) or not file.writable:
             raise pyfuse3.FUSEError(errno.EBADF)
-        await self._journal.write(file.entry, off, buf)
+        try:
+            await self._journal.write(file.entry, off, buf)
+        except Forbidden:
+            self.refused.add(self._number(file.entry))
+            raise
         file.owes_sync = file.synchronous
         self._counters.add("fuse.write_bytes", len(buf))
         return len(buf)
@@ -270,7 +276,7 @@ class ReadWriteOperations(Operations):
         if flags & ~pyfuse3.RENAME_NOREPLACE:
             raise pyfuse3.FUSEError(errno.EINVAL)
         source, target = self._dataset_at(parent_inode_old), self._dataset_at(parent_inode_new)
-        old, new = os.fsdecode(name_old), _checked(name_new)
+        old, new = os.fsdecode(name_old), new_name(name_new)
         entry = await self._uncommitted(source.id, old)
         try:
             await self._uncommitted(target.id, new)
@@ -387,13 +393,3 @@ class ReadWriteOperations(Operations):
     def _tell(self, entry: Entry) -> pyfuse3.EntryAttributes:
         self._known.told(entry)
         return self._attributes.entry(entry, self._number(entry))
-
-
-def _checked(name: bytes) -> str:
-    if len(name) > NAME_LIMIT:  # FUSE would let 1024 bytes pass
-        raise pyfuse3.FUSEError(errno.ENAMETOOLONG)
-    return os.fsdecode(name)
-
-
-def _is_synchronous(flags: int) -> bool:
-    return bool(flags & os.O_DSYNC)  # O_SYNC contains it

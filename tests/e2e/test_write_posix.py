@@ -116,6 +116,34 @@ assert os.pread(fd, 3, 9000) == b"abc" == view[9000:9003]
     assert (folder / ONE).read_bytes() == bytes(9000) + b"abc" + bytes(997)
 
 
+def test_what_is_refused_does_not_stay_in_the_page_cache(written: Mount, folder: Path) -> None:
+    """A mapping is changed before anybody is asked."""
+    (folder / TWO).write_bytes(b"something else")
+    script = (
+        MAP
+        + """
+import time
+fd, view = mapped(path, 10000)
+view[0:3] = b"abc"
+view.flush()
+reader = os.open(path, os.O_RDONLY)
+view[0:3] = b"BAD"
+try:
+    view.flush()
+except PermissionError:
+    pass
+else:
+    raise AssertionError("not told")
+deadline = time.monotonic() + 10
+while not os.pread(reader, 3, 0) == open(path, "rb").read(3) == view[0:3] == b"abc":
+    assert time.monotonic() < deadline, view[0:3]
+    time.sleep(0.01)
+"""
+    )
+    python(script, folder / ONE)
+    assert (folder / ONE).read_bytes() == b"abc" + bytes(9997)
+
+
 def test_a_mapping_of_a_temporary_file_may_be_synced_again_and_again(written: Mount, folder: Path) -> None:
     script = (
         MAP
