@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from datas3tfs.core.names import is_temporary, parse_datapoint_name
 from datas3tfs.engine.draft import INLINE_LIMIT
@@ -33,6 +33,7 @@ NAMES = [
 ]
 # Around the border between content in the log and content in a file of its own, and of the kernel's pages.
 OFFSETS = st.sampled_from([0, 1, 2, 3, 4095, 4096, 5000, INLINE_LIMIT - 2, INLINE_LIMIT, INLINE_LIMIT + 10])
+PICKS = st.integers(0, 9999)
 CONTENTS = st.sampled_from([b"", b"a", b"bc", b"x" * 4096, b"y" * 5000, bytes(range(256)) * 513])
 _WRITABLE = os.O_WRONLY | os.O_RDWR
 
@@ -217,15 +218,15 @@ class WritingMachine(RuleBasedStateMachine):
 
     # -- rules ---------------------------------------------------------------------------------------
 
-    @precondition(lambda self: len(self.handles) < 6)
     @rule(
-        data=st.data(),
+        pick=PICKS,
         access=st.sampled_from([os.O_RDONLY, os.O_WRONLY, os.O_RDWR]),
         create=st.booleans(),
         more=st.sampled_from([0, 0, os.O_TRUNC, os.O_APPEND, os.O_EXCL]),
     )
-    def open_one(self, data: st.DataObject, access: int, create: bool, more: int) -> None:
-        self.open(self._name(data), access, create, more)
+    def open_one(self, pick: int, access: int, create: bool, more: int) -> None:
+        if len(self.handles) < 6:
+            self.open(self._name(pick), access, create, more)
 
     def open(self, name: str, access: int, create: bool, more: int) -> None:
         """Open a file."""
@@ -268,10 +269,11 @@ class WritingMachine(RuleBasedStateMachine):
     def _is_writer(self, handle: Handle) -> bool:
         return handle.writes or bool(handle.flags & os.O_CREAT)
 
-    @precondition(lambda self: self.handles)
-    @rule(data=st.data())
-    def close(self, data: st.DataObject) -> None:
-        self._close(data.draw(st.sampled_from(self.handles)))
+    @rule(pick=PICKS)
+    def close(self, pick: int) -> None:
+        handle = self._handle(pick)
+        if handle is not None:
+            self._close(handle)
 
     def _close(self, handle: Handle) -> None:
         self.handles.remove(handle)
@@ -281,42 +283,50 @@ class WritingMachine(RuleBasedStateMachine):
             handle.file.writers -= 1
             handle.file.accept()
 
-    @precondition(lambda self: self.handles)
-    @rule(data=st.data())
-    def close_a_duplicate(self, data: st.DataObject) -> None:
-        handle = data.draw(st.sampled_from(self.handles))
+    @rule(pick=PICKS)
+    def close_a_duplicate(self, pick: int) -> None:
+        handle = self._handle(pick)
+        if handle is None:
+            return
         self.subject.close(self.subject.dup(handle.descriptor))
         if self._is_writer(handle):
             handle.file.accept()
 
-    @precondition(lambda self: any(handle.writes for handle in self.handles))
-    @rule(data=st.data(), offset=OFFSETS, content=CONTENTS)
-    def write(self, data: st.DataObject, offset: int, content: bytes) -> None:
-        handle = data.draw(st.sampled_from([one for one in self.handles if one.writes]))
-        file = handle.file
-        if not content:
+    @rule(pick=PICKS, offset=OFFSETS, content=CONTENTS)
+    def write(self, pick: int, offset: int, content: bytes) -> None:
+        handle = self._handle(pick, writes=True)
+        if handle is None or not content:
             return
+        file = handle.file
         at = len(file.content) if handle.flags & os.O_APPEND else offset
         if self._changed(lambda: self.subject.pwrite(handle.descriptor, content, offset), file):
             grown = bytes(file.content).ljust(at, b"\0")
             file.change(grown[:at] + content + grown[at + len(content) :])
 
-    @precondition(lambda self: any(handle.writes for handle in self.handles))
-    @rule(data=st.data(), size=OFFSETS)
-    def ftruncate(self, data: st.DataObject, size: int) -> None:
-        handle = data.draw(st.sampled_from([one for one in self.handles if one.writes]))
+    @rule(pick=PICKS, size=OFFSETS)
+    def ftruncate(self, pick: int, size: int) -> None:
+        handle = self._handle(pick, writes=True)
+        if handle is None:
+            return
         if self._changed(lambda: self.subject.ftruncate(handle.descriptor, size), handle.file):
             handle.file.change(bytes(handle.file.content[:size]).ljust(size, b"\0"))
 
-    def _name(self, data: st.DataObject) -> str:
-        """Draw a name: mostly of a file that may still change."""
-        known = [name for name, file in self.model.files.items() if not file.is_committed]
-        return data.draw(st.sampled_from(known or NAMES) | st.sampled_from(NAMES), label="name")
+    # What there is to choose from depends on what was committed when; what is drawn must not.
 
-    @rule(data=st.data(), content=CONTENTS)
-    def put(self, data: st.DataObject, content: bytes) -> None:
+    def _name(self, pick: int) -> str:
+        """Choose a name: mostly of a file that may still change."""
+        known = [name for name, file in self.model.files.items() if not file.is_committed]
+        return (known + known + NAMES)[pick % (2 * len(known) + len(NAMES))]
+
+    def _handle(self, pick: int, *, writes: bool = False, reads: bool = False) -> Handle | None:
+        """Choose an open file, if there is one."""
+        fit = [one for one in self.handles if (one.writes or not writes) and (one.reads or not reads)]
+        return fit[pick % len(fit)] if fit else None
+
+    @rule(pick=PICKS, content=CONTENTS)
+    def put(self, pick: int, content: bytes) -> None:
         """Write a whole file, as `cp` does."""
-        name = self._name(data)
+        name = self._name(pick)
         before = len(self.handles)
         self.open(name, os.O_WRONLY, True, os.O_TRUNC)
         if len(self.handles) > before:
@@ -328,9 +338,9 @@ class WritingMachine(RuleBasedStateMachine):
                 handle.file.change(content + rest)
             self._close(handle)
 
-    @rule(data=st.data(), size=OFFSETS)
-    def truncate(self, data: st.DataObject, size: int) -> None:
-        name = self._name(data)
+    @rule(pick=PICKS, size=OFFSETS)
+    def truncate(self, pick: int, size: int) -> None:
+        name = self._name(pick)
         file = self.model.files.get(name)
         if file is None:
             with refusing(errno.ENOENT):
@@ -340,17 +350,19 @@ class WritingMachine(RuleBasedStateMachine):
             if not file.writers:
                 file.accept()
 
-    @precondition(lambda self: any(handle.reads for handle in self.handles))
-    @rule(data=st.data(), offset=OFFSETS, size=OFFSETS)
-    def pread(self, data: st.DataObject, offset: int, size: int) -> None:
-        handle = data.draw(st.sampled_from([one for one in self.handles if one.reads]))
+    @rule(pick=PICKS, offset=OFFSETS, size=OFFSETS)
+    def pread(self, pick: int, offset: int, size: int) -> None:
+        handle = self._handle(pick, reads=True)
+        if handle is None:
+            return
         found = self.subject.pread(handle.descriptor, size, offset)
         assert found == handle.file.content[offset : offset + size]
 
-    @precondition(lambda self: self.handles)
-    @rule(data=st.data())
-    def fsync(self, data: st.DataObject) -> None:
-        handle = data.draw(st.sampled_from(self.handles))
+    @rule(pick=PICKS)
+    def fsync(self, pick: int) -> None:
+        handle = self._handle(pick)
+        if handle is None:
+            return
         file = handle.file
         self.subject.fsync(handle.descriptor)
         if file.name is not None and not file.is_committed:
@@ -359,9 +371,9 @@ class WritingMachine(RuleBasedStateMachine):
                 file.is_committed = True
                 assert self.subject.state(file.name) == "committed"
 
-    @rule(data=st.data())
-    def unlink(self, data: st.DataObject) -> None:
-        name = self._name(data)
+    @rule(pick=PICKS)
+    def unlink(self, pick: int) -> None:
+        name = self._name(pick)
         file = self.model.files.get(name)
         if file is None:
             with refusing(errno.ENOENT):
@@ -369,9 +381,9 @@ class WritingMachine(RuleBasedStateMachine):
         elif self._changed(lambda: self.subject.unlink(name), file):
             self.model.remove(file)
 
-    @rule(data=st.data())
-    def rename(self, data: st.DataObject) -> None:
-        old, new = self._name(data), self._name(data)
+    @rule(pick=PICKS, other=PICKS)
+    def rename(self, pick: int, other: int) -> None:
+        old, new = self._name(pick), self._name(other)
         file, there = self.model.files.get(old), self.model.files.get(new)
         in_the_way = self.model.at_key_of(new)
         if file is None:
