@@ -187,7 +187,7 @@ def end(arena: Arena) -> None:
 
 
 def at_random(arena: Arena, point: str) -> None:
-    time.sleep(arena.random.uniform(0, 1))  # the point is a random one
+    time.sleep(arena.random.uniform(0, 0.6))  # the point is a random one
     arena.seat.mount.process.kill()
     arena.killed(point)
 

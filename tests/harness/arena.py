@@ -161,6 +161,9 @@ class Writers:
         for process in self._processes:
             process.kill()
             process.wait()
+            assert process.stdin is not None
+            with suppress(BrokenPipeError):
+                process.stdin.close()
 
 
 @contextmanager
