@@ -60,14 +60,12 @@ class Accepting:
 
     async def _record(self, entry: Entry) -> bool:
         """Append the record that makes an entry safe; say whether that is still what it is."""
-        called, version = (entry.dataset_id, entry.name), entry.draft.version
+        called = entry.dataset_id, entry.name
         content = entry.draft.inline_content()
         crc = crc32c(content) if content is not None else entry.draft.known_crc()
         if crc is None:
             crc = await self._checksum(entry)
         if (entry.dataset_id, entry.name) != called or not entry.linked:
-            return False
-        if crc is not None and entry.draft.version != version:
             return False
         if content is None and crc is not None:
             entry.draft.learn_crc(crc)
@@ -85,8 +83,8 @@ class Accepting:
         return True
 
     async def _checksum(self, entry: Entry) -> int | None:
-        """Return the CRC of a content file; None if it changes all the time: then it is safe without, as
-        whatever is in it."""
+        """Return the CRC of a content file as it is now; None if it changes all the time: then it is safe
+        without, as whatever is in it."""
         for _ in range(_CHECKSUM_TRIES):
             version = entry.draft.version
             try:

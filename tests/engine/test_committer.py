@@ -425,6 +425,18 @@ async def test_an_answer_lost_before_publish_took_place_puts_the_files_back(tmp_
     await assert_tidy(world)
 
 
+async def test_what_was_put_back_late_is_tried_again_though_nobody_asks(
+    tmp_path: Path, jumping_clock: MockClock
+) -> None:
+    world = await new_world()
+    async with open_host(world, tmp_path, limits=BatchLimits(1 << 20, 5.0)) as host:
+        await host.put(0, b"content")
+        host.gate.fail("publish", 1, AWAY)
+        host.gate.fail("abandon", 1, AWAY)
+        await host.emptied()
+    assert await committed(world) == {0: b"content"}
+
+
 async def test_a_slow_writer_whose_intent_was_swept_starts_over_with_new_objects(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -302,6 +302,23 @@ async def test_a_file_larger_than_all_room_is_refused_at_once(
                 await host.journal.write(other, 0, bytes(400_000))
 
 
+async def test_what_one_cuts_another_may_write(tmp_path: Path, jumping_clock: MockClock) -> None:
+    async with open_host(
+        await new_world(), tmp_path, limits=ON_DEMAND, size=1_000_000, patience=10.0
+    ) as host:
+        large, other = await host.create(0, bytes(900_000)), await host.create(1)
+
+        async def cut() -> None:
+            await trio.sleep(1)
+            await host.journal.truncate(large, 0)
+
+        start = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(cut)
+            await host.journal.write(other, 0, bytes(400_000))
+        assert trio.current_time() - start < 2
+
+
 async def test_a_full_journal_is_committed_at_once(tmp_path: Path, jumping_clock: MockClock) -> None:
     world = await new_world()
     async with open_host(world, tmp_path, limits=ON_DEMAND, size=2_000_000, patience=10.0) as host:

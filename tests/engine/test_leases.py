@@ -137,6 +137,42 @@ async def test_a_create_and_the_giving_back_of_its_key_do_not_cross(
     assert await committed(world) == {0: b"again"}
 
 
+async def test_a_key_about_to_be_used_is_not_given_back(tmp_path: Path, jumping_clock: MockClock) -> None:
+    world = await new_world()
+    gate = Gate()
+    async with open_host(world, tmp_path, limits=ON_DEMAND, gate=gate, background=False) as host:
+        await host.journal.unlink(await host.create(5))
+        temporary = await host.put(".five", b"five")
+        await trio.sleep(2)
+        asking, on = trio.Event(), trio.Event()
+
+        async def hold_up(name: str) -> None:
+            if name == "accept":
+                asking.set()
+                await on.wait()
+
+        gate.before = hold_up
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(host.journal.rename, temporary, host.dataset(), called(5))
+            await asking.wait()
+            await host.leases.release_idle()
+            on.set()
+        assert gate.calls["release"] == 0
+        assert host.held() == {5}
+
+
+async def test_what_was_committed_needs_not_be_given_back(tmp_path: Path, jumping_clock: MockClock) -> None:
+    world = await new_world()
+    async with open_host(world, tmp_path, limits=ON_DEMAND, background=False) as host:
+        for key in (0, 10, 20):
+            await host.fsync(await host.put(key, b"x"))
+        await host.emptied()
+        await trio.sleep(2)
+        await host.leases.release_idle()
+        assert host.gate.calls["release"] == 0
+        assert host.held() == set()
+
+
 @pytest.mark.parametrize("after", [False, True])
 async def test_a_giving_back_without_an_answer_loses_no_key(
     after: bool, tmp_path: Path, jumping_clock: MockClock
