@@ -67,12 +67,13 @@ class Twin:
     async def _live(self, world: World, gate: Gate) -> None:
         journal = Path(self._directory.name) / "journal"
         async with open_host(world, journal, gate=gate, limits=self.limits) as host, open_vfs(host) as vfs:
-            self._vfs, self._again = vfs, trio.Event()
-            self._ready.set()
-            await self._again.wait()
-            if self._wish == "kill":
-                gate.die()
-                gate.check()
+            async with trio.open_nursery() as self._later:
+                self._vfs, self._again = vfs, trio.Event()
+                self._ready.set()
+                await self._again.wait()
+                if self._wish == "kill":
+                    gate.die()
+                    gate.check()
             await host.committer.drain()
 
     def _wait(self) -> None:
@@ -128,7 +129,7 @@ class Twin:
 
     def close(self, descriptor: int) -> None:
         """See Subject."""
-        self._do(lambda vfs: vfs.close(descriptor))
+        self._do(lambda vfs: vfs.close(descriptor, self._later))
 
     def pread(self, descriptor: int, size: int, offset: int) -> bytes:
         """See Subject."""
@@ -210,7 +211,7 @@ class OnEager(WritingMachine):
 
 
 _SETTINGS = settings(
-    max_examples=40, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=40, stateful_step_count=60, deadline=None, suppress_health_check=list(HealthCheck)
 )
 
 

@@ -20,6 +20,7 @@ from typing import TypeVar, cast
 
 import pyfuse3
 import pytest
+import trio
 
 from datas3tfs.core.inodes import ROOT
 from datas3tfs.core.prefetch import PrefetchLimits
@@ -37,6 +38,7 @@ from tests.harness.writing import Host
 T = TypeVar("T")
 _CONTEXT = pyfuse3.RequestContext()
 _ENDLESS = 1 << 40  # entries in an answer
+_RELEASE_SECONDS = 0.005
 PATIENCE = 10.0  # seconds
 
 
@@ -170,16 +172,24 @@ class Vfs:
         self._files[descriptor].descriptors += 1
         return self._last
 
-    async def close(self, descriptor: int) -> None:
-        """Close a descriptor; what flush says is what close() returns."""
+    async def close(self, descriptor: int, later: trio.Nursery | None = None) -> None:
+        """Close a descriptor; what flush says is what close() returns. The kernel releases the file *later*,
+        which nobody waits for."""
         file = self._files.pop(descriptor)
         file.descriptors -= 1
         try:
             await _asked(self.operations.flush(file.fh))
         finally:
             if not file.descriptors:
-                self._opens[file.inode] -= 1
-                await _asked(self.operations.release(file.fh))
+                if later is None:
+                    await self._release(file)
+                else:
+                    later.start_soon(self._release, file, _RELEASE_SECONDS)
+
+    async def _release(self, file: _File, after: float = 0) -> None:
+        await trio.sleep(after)
+        self._opens[file.inode] -= 1
+        await _asked(self.operations.release(file.fh))
 
     async def pread(self, descriptor: int, size: int, offset: int) -> bytes:
         """Read."""
