@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -293,7 +293,7 @@ async def test_who_wants_to_change_what_is_being_committed_waits_and_is_told(tmp
                 await on.wait()
 
         gate.before = hold_up
-        changes: list[Callable[[], object]] = [
+        changes: list[Callable[[], Awaitable[object]]] = [
             lambda: host.journal.write(entry, 0, b"x"),
             lambda: host.journal.unlink(entry),
             lambda: host.journal.rename(entry, host.dataset(), called(5)),
@@ -303,12 +303,12 @@ async def test_who_wants_to_change_what_is_being_committed_waits_and_is_told(tmp
             await stored.wait()
             for change in changes:
                 with pytest.raises(Unavailable), trio.fail_after(5):
-                    await change()  # type: ignore[misc]
+                    await change()
             assert host.journal.read(entry, 0, 10) == b"content", "reading goes on"
             on.set()
         for change in changes:
             with pytest.raises((Forbidden, NotFound)):
-                await change()  # type: ignore[misc]
+                await change()
 
 
 # -- failures -------------------------------------------------------------------------------------------
