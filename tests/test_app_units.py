@@ -14,12 +14,12 @@ import pytest
 
 from datas3tfs.app import ingest, mountpoint
 from datas3tfs.app.blocking import READ_SIZE, file_chunks
-from datas3tfs.engine.threads import in_thread
 from datas3tfs.app.daemon import Readiness
 from datas3tfs.app.ingest import Source, batches, find_sources
 from datas3tfs.app.mountpoint import mounted_at, prepare, real_path, require_ours, unmount
 from datas3tfs.core.layout import plan_layout
 from datas3tfs.core.names import parse_datapoint_name
+from datas3tfs.engine.threads import in_thread
 from datas3tfs.errors import Conflict, Datas3tError, Invalid, NotFound, Unavailable
 
 OURS = "fuse.datas3tfs"
