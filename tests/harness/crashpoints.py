@@ -21,6 +21,7 @@ from tests.harness.pgproxy import Statement
 _TRANSACTIONS = (
     ("dismiss", "DELETE FROM lease_holders WHERE id = $1"),
     ("publish", "INSERT INTO dataranges "),
+    ("publish-again", "DELETE FROM datarange_uploads WHERE id = $1 RETURNING *"),  # finding that it is done
     ("begin", "INSERT INTO datarange_uploads"),
     ("confirm", "SET confirmed = true"),
     ("abandon-all", "WHERE lease_holder = $1 ORDER BY id FOR UPDATE"),
