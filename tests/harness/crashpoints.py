@@ -23,6 +23,7 @@ _TRANSACTIONS = (
     ("publish", "INSERT INTO dataranges "),
     ("publish-again", "DELETE FROM datarange_uploads WHERE id = $1 RETURNING *"),  # finding that it is done
     ("begin", "INSERT INTO datarange_uploads"),
+    ("begin-again", "SELECT true FROM datarange_uploads WHERE id = $1"),
     ("confirm", "SET confirmed = true"),
     ("abandon-all", "WHERE lease_holder = $1 ORDER BY id FOR UPDATE"),
     ("abandon-expired", "WHERE expires_at < now() AND (lease_holder"),
