@@ -80,6 +80,18 @@ class Settings(BaseSettings):
     fsync: Literal["commit", "journal"] = "commit"  # what fsync waits for
     memory_budget: Size = 256 * 2**20  # bytes of read-ahead and blocks in memory
     io_timeout: float = Field(default=30.0, gt=0, le=86_400)  # seconds until a read gives EIO
+    url_life: int = Field(
+        default=24 * 3600, ge=60, le=7 * 24 * 3600
+    )  # seconds a presigned URL is valid; S3's limit
+    addr: str = "127.0.0.1:8765"  # of `serve`: where it listens …
+    tls_cert: AbsolutePath | None = None  # … its certificate chain and key (PEM files); None: plain HTTP
+    tls_key: AbsolutePath | None = None
+    auth: Literal["auto", "token", "none"] = "auto"  # who may use it; auto: see docs/OPERATIONS.md
+    allow_endpoints: tuple[
+        str, ...
+    ] = ()  # S3 endpoints that may be registered over HTTP: host, host:port or "*"
+    server_url: str | None = None  # the `serve` that commands and clients use, instead of a database
+    server_token: SecretStr | None = None  # what they show there
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     @field_validator("db_url")

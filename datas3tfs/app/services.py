@@ -16,6 +16,10 @@ from datas3tfs.engine.snapshot import Snapshot
 from datas3tfs.objects.settings import S3Settings
 from datas3tfs.objects.stores import S3Stores, open_stores
 
+_SIGNING_SECONDS = (
+    600.0  # from an answer of Postgres until the last URL that follows from it is signed, and more
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Services:
@@ -33,7 +37,7 @@ async def open_services(settings: Settings, patience: float = math.inf) -> Async
 
     Raises Invalid (settings), Unavailable (cache)."""
     counters = Counters()
-    catalog_settings = CatalogSettings(operation_limit=settings.io_timeout)
+    catalog_settings = _catalog_settings(settings)
     async with (
         open_catalog(
             settings.require_db_url(), settings.require_encryption_key(), counters, catalog_settings
@@ -53,9 +57,17 @@ async def open_registry(settings: Settings) -> AsyncIterator[Catalog]:
         settings.require_db_url(),
         settings.require_encryption_key() if has_key else None,
         Counters(),
-        CatalogSettings(operation_limit=settings.io_timeout),
+        _catalog_settings(settings),
     ) as catalog:
         yield catalog
+
+
+def _catalog_settings(settings: Settings) -> CatalogSettings:
+    return CatalogSettings(
+        operation_limit=settings.io_timeout,
+        presigned_lifetime=settings.url_life + _SIGNING_SECONDS,
+        grace=settings.url_life + _SIGNING_SECONDS,
+    )
 
 
 async def load_snapshot(catalog: Catalog, name: str) -> Snapshot:

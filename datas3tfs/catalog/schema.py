@@ -13,7 +13,7 @@ from datas3tfs.catalog.connecting import Connection, checked_url, connect
 from datas3tfs.catalog.translate import NOT_MIGRATED, translated
 from datas3tfs.errors import Invalid, Unavailable
 
-SCHEMA_VERSION = 2  # of schema.sql, which says it twice
+SCHEMA_VERSION = 3  # of schema.sql, which says it twice
 
 _MIGRATE_LIMIT = 120.0  # seconds; another migrate may have to finish first
 

@@ -86,8 +86,12 @@ class UploadIntent:
 
     dataset_id: DatasetId
     keys: Span
-    size: int  # bytes of the TAR object
+    size: int  # bytes of the TAR object; 0: only publishing will tell (an aggregate that a client makes)
     holder: HolderId | None = None  # whose leases the keys come from, and go back to if it is abandoned
+    presigned: bool = False  # somebody else puts the objects, through URLs that live as long as the upload
+    replaces: tuple[
+        DatarangeId, ...
+    ] = ()  # the dataranges that hold the keys now, in key order: an aggregate
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +103,53 @@ class Upload:
     bucket_id: BucketId
     data_key: str
     index_key: str
+
+
+@dataclass(frozen=True, slots=True)
+class PendingUpload:
+    """An upload in flight as Postgres has it, for a server that did not begin it itself."""
+
+    upload: Upload
+    multipart: str | None  # S3's id of the presigned multipart upload of the TAR; None: there is none
+    expires_ns: int  # when it counts as dead, nanoseconds since the epoch
+
+
+@dataclass(frozen=True, slots=True)
+class Overlap:
+    """What a dataset has of some keys."""
+
+    dataset_id: DatasetId
+    bucket_id: BucketId
+    dataranges: list[Datarange]  # those with a key in common, ascending
+    is_empty: bool  # the dataset has no datarange at all
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """An object that lies in a bucket."""
+
+    key: str
+    size: int  # bytes
+    modified_ns: int  # nanoseconds since the epoch
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A part of a multipart upload that has arrived."""
+
+    number: int  # from 1
+    size: int  # bytes
+    tag: str  # S3's ETag, quotes included
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """Who may use the HTTP API, and for what; the token itself is known to its bearer only."""
+
+    name: str
+    can_write: bool
+    datasets: frozenset[str] | None  # None: all of them, and buckets too
+    created_ns: int
 
 
 @dataclass(frozen=True, slots=True)

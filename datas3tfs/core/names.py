@@ -129,6 +129,12 @@ def index_object_key(data_key: str) -> str:
     return data_key.removesuffix(".tar") + ".index.zst"
 
 
+def staged_index_key(data_key: str) -> str:
+    """Return where an uploader puts its index of the TAR *data_key*: never where readers look, as its URL
+    stays valid after the server has checked what was put there and written the index of its own."""
+    return data_key.removesuffix(".tar") + ".index"
+
+
 def parse_data_object_key(key: str) -> tuple[str, Span, int | None]:
     """Return (dataset, keys, generation) of a TAR's object key. Raises Invalid if it is not one."""
     match = _DATARANGE_KEY.match(key)
