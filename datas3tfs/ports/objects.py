@@ -97,7 +97,7 @@ class PartStore(Protocol):
 class Listing(Protocol):
     """One bucket, for looking through it."""
 
-    def objects(self, prefix: str) -> AsyncIterator[Found]:
+    def listed(self, prefix: str) -> AsyncIterator[Found]:
         """Yield the objects whose keys begin with *prefix*, by key, a page at a time. Raises Unavailable."""
         ...
 
