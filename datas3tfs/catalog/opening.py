@@ -1,4 +1,4 @@
-"""The composition of this adapter: one database, five ports."""
+"""The composition of this adapter: one database, seven ports."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ from datas3tfs.catalog.background import in_background, run_asyncio
 from datas3tfs.catalog.connecting import checked_url
 from datas3tfs.catalog.crypto import Cipher
 from datas3tfs.catalog.database import Database
+from datas3tfs.catalog.dataranges import PostgresDataranges
 from datas3tfs.catalog.graveyard import PostgresGraveyard
 from datas3tfs.catalog.leases import PostgresLeases
 from datas3tfs.catalog.reader import PostgresReader
 from datas3tfs.catalog.registry import PostgresRegistry
 from datas3tfs.catalog.settings import CatalogSettings
+from datas3tfs.catalog.tokens import PostgresTokens
 from datas3tfs.catalog.uploads import PostgresUploads
 from datas3tfs.core.counters import Counters
-from datas3tfs.ports import CatalogReader, Graveyard, Leases, Registry, Uploads
+from datas3tfs.ports import CatalogReader, Dataranges, Graveyard, Leases, Registry, Tokens, Uploads
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +31,8 @@ class Catalog:
     uploads: Uploads
     leases: Leases
     graveyard: Graveyard
+    dataranges: Dataranges
+    tokens: Tokens
 
 
 @asynccontextmanager
@@ -53,6 +57,8 @@ async def open_catalog(
                 PostgresUploads(database),
                 PostgresLeases(database),
                 PostgresGraveyard(database),
+                PostgresDataranges(database),
+                PostgresTokens(database),
             )
         finally:
             await database.close()

@@ -11,8 +11,9 @@ from datas3tfs.catalog import rows
 from datas3tfs.catalog.changes import open_feed
 from datas3tfs.catalog.crypto import Cipher
 from datas3tfs.catalog.database import Database, Row, Session
-from datas3tfs.core.model import Bucket, BucketId, Datarange, Dataset, DatasetId
-from datas3tfs.core.names import check_label
+from datas3tfs.core.model import Bucket, BucketId, Datarange, Dataset, DatasetId, Overlap
+from datas3tfs.core.names import KEY_LIMIT, check_label
+from datas3tfs.core.spans import Span
 from datas3tfs.errors import Invalid, NotFound
 from datas3tfs.ports import ChangeFeed
 
@@ -35,6 +36,19 @@ _DATARANGES = """
     SELECT id, dataset_id, data_object_key, index_object_key, min_datapoint_key, max_datapoint_key,
            size_bytes, created_at
     FROM dataranges WHERE dataset_id = $1 ORDER BY min_datapoint_key, id
+"""
+# Dataranges do not overlap one another, so of those that begin before $2 only the last can have a key from
+# $2 to $3: an index finds them all. One statement, so that all of it was true at one moment.
+_OVERLAP = """
+    SELECT d.id AS dataset, d.s3_bucket_id, r.*,
+           NOT EXISTS (SELECT FROM dataranges WHERE dataset_id = d.id) AS is_empty
+    FROM datasets d LEFT JOIN dataranges r
+        ON r.dataset_id = d.id AND $2::bigint <= $3::bigint
+            AND r.max_datapoint_key >= $2 AND r.min_datapoint_key <= $3
+            AND r.min_datapoint_key >= coalesce(
+                (SELECT max(min_datapoint_key) FROM dataranges
+                 WHERE dataset_id = d.id AND min_datapoint_key <= $2), $2)
+    WHERE d.name = $1 ORDER BY r.min_datapoint_key, r.id
 """
 _BUCKET = """
     SELECT id, name, endpoint, bucket, access_key, secret_key, use_tls, region FROM s3_buckets WHERE id = $1
@@ -86,11 +100,23 @@ class PostgresReader:
             return await session.rows(_DATARANGES, dataset_id)
 
         found = await self._database.read(f"dataranges of dataset {dataset_id}", work)
-        made: list[Datarange] = []
-        for start in range(0, len(found), _ROWS_AT_ONCE):
-            made += map(rows.datarange, found[start : start + _ROWS_AT_ONCE])
-            await trio.lowlevel.checkpoint()
-        return rows.ascending(made)
+        return await _dataranges(found)
+
+    async def overlap(self, name: str, keys: Span) -> Overlap:
+        """Return the committed dataranges of the dataset called *name* that have one of *keys*, as they are
+        at this moment. Raises NotFound, Invalid (it cannot be a name), Corrupt."""
+        check_label("dataset", name)
+        there = keys.intersection(Span(0, KEY_LIMIT)) or Span(0, 0)
+
+        async def work(session: Session) -> list[Row]:
+            return await session.rows(_OVERLAP, name, there.start, there.last)
+
+        found = await self._database.read(f"dataset {name}", work)
+        if not found:
+            raise NotFound(f"dataset {name}: there is none of this name")
+        made = await _dataranges([row for row in found if row["id"] is not None])
+        row = found[0]
+        return Overlap(DatasetId(row["dataset"]), BucketId(row["s3_bucket_id"]), made, row["is_empty"])
 
     async def bucket(self, bucket_id: BucketId) -> Bucket:
         """Return a bucket with its credentials. Raises NotFound, Invalid (wrong encryption key), Corrupt."""
@@ -110,3 +136,11 @@ class PostgresReader:
     def changes(self) -> AbstractAsyncContextManager[ChangeFeed]:
         """Subscribe to changes made anywhere; see changes.py."""
         return open_feed(self._database)
+
+
+async def _dataranges(found: list[Row]) -> list[Datarange]:
+    made: list[Datarange] = []
+    for start in range(0, len(found), _ROWS_AT_ONCE):
+        made += map(rows.datarange, found[start : start + _ROWS_AT_ONCE])
+        await trio.lowlevel.checkpoint()
+    return rows.ascending(made)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datas3tfs.catalog import claims, rows
 from datas3tfs.catalog.crypto import Cipher
 from datas3tfs.catalog.database import Database, Row, Session
+from datas3tfs.catalog.uploads import ABANDON_AGGREGATES
 from datas3tfs.core.model import Bucket, BucketId, BucketSpec, DatasetId
 from datas3tfs.core.names import check_label
 from datas3tfs.errors import Conflict, NotFound
@@ -40,6 +41,7 @@ class _Remove:
             raise NotFound(f"{what}: there is none of this id")
         if await session.value(_IS_CLAIMED, self._dataset_id):
             raise Conflict(f"{what}: it is not empty")
+        await session.value(ABANDON_AGGREGATES, self._dataset_id)  # without claims, there is nothing else
         await session.value(_REMOVE_DATASET, self._dataset_id)
         self._deleted = True
 
@@ -90,7 +92,8 @@ class PostgresRegistry:
     async def remove_dataset(self, dataset_id: DatasetId) -> None:
         """Remove an empty dataset. Raises Conflict (a key of it is committed, claimed or leased), NotFound.
 
-        Whoever shows the catalog learns of it by schema.sql's trigger.
+        Aggregates begun in it are abandoned: their sources are gone. Whoever shows the catalog learns of
+        it by schema.sql's trigger.
         """
         await self._database.change(f"dataset {dataset_id}", _Remove(dataset_id), repeat=True)
 

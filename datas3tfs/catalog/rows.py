@@ -20,6 +20,11 @@ from datas3tfs.core.model import (
     Holder,
     HolderId,
     Lease,
+    PendingUpload,
+    Token,
+    Upload,
+    UploadId,
+    UploadIntent,
 )
 from datas3tfs.core.names import KEY_LIMIT, check_label, printable
 from datas3tfs.core.spans import Span
@@ -120,6 +125,42 @@ def holder(row: Row) -> Holder:
     )
 
 
+def pending(row: Row) -> PendingUpload:
+    """Return a row of datarange_uploads, with its bucket's id, as a PendingUpload. Raises Corrupt."""
+    first, last, multipart = row["first_datapoint_index"], row["last_datapoint_index"], row["upload_id"]
+    if not 0 <= first <= last < KEY_LIMIT:
+        raise Corrupt(f"upload {row['id']} in Postgres has keys {first} to {last}")
+    if multipart is not None and not multipart.isprintable():
+        raise Corrupt(f"upload {row['id']} in Postgres has a control character in its multipart upload's id")
+    intent = UploadIntent(
+        dataset_id=DatasetId(row["dataset_id"]),
+        keys=Span(first, last + 1),
+        size=row["data_size"],
+        holder=None if row["lease_holder"] is None else HolderId(str(row["lease_holder"])),
+        presigned=row["staged_index_key"] is not None,
+        replaces=tuple(DatarangeId(one) for one in row["replaces"] or ()),
+    )
+    upload = Upload(
+        id=UploadId(row["id"]),
+        intent=intent,
+        bucket_id=BucketId(row["s3_bucket_id"]),
+        data_key=object_key(row["data_object_key"]),
+        index_key=object_key(row["index_object_key"]),
+    )
+    return PendingUpload(upload, multipart, nanoseconds(row["expires_at"]))
+
+
+def token(row: Row) -> Token:
+    """Return a row of api_tokens as a Token. Raises Invalid if a name in it is not valid."""
+    names = row["datasets"]
+    return Token(
+        name=check_label("token", row["name"]),
+        can_write=row["can_write"],
+        datasets=None if names is None else frozenset(check_label("dataset", name) for name in names),
+        created_ns=nanoseconds(row["created_at"]),
+    )
+
+
 def check_holder(text: HolderId) -> None:
     """Raise Invalid if *text* is not a UUID in its usual form."""
     try:
@@ -132,9 +173,28 @@ def check_holder(text: HolderId) -> None:
 
 def object_key(text: str) -> str:
     """Return *text* if it may be an object's key. Raises Corrupt (empty, too long, control characters)."""
-    if not 0 < len(text.encode()) <= _OBJECT_KEY_LIMIT or not text.isprintable():
+    if not text.isprintable() or not 0 < len(text.encode()) <= _OBJECT_KEY_LIMIT:
         raise Corrupt(f"{printable(text)}: not a valid object key, in Postgres")
     return text
+
+
+def check_keys(keys: Span, what: str) -> None:
+    """Raise Invalid if there are no such keys to be *what*."""
+    # Their number is a bigint, too.
+    if not keys or keys.start < 0 or keys.stop > KEY_LIMIT or keys.length >= KEY_LIMIT:
+        raise Invalid(f"keys from {keys.start} to before {keys.stop} cannot be {what}")
+
+
+def check_size(size: int) -> None:
+    """Raise Invalid if no object can be *size* bytes long."""
+    if not 0 <= size < 2**63:
+        raise Invalid(f"{size} is not the size of an object")
+
+
+def check_object_key(text: str) -> None:
+    """Raise Invalid if *text* may not be an object's key."""
+    if not text.isprintable() or not 0 < len(text.encode()) <= _OBJECT_KEY_LIMIT:
+        raise Invalid(f"{printable(text)}: not a valid object key")
 
 
 def nanoseconds(moment: datetime) -> int:

@@ -7,28 +7,59 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from datas3tfs.catalog import claims, rows
+from datas3tfs.catalog import aggregates, claims, objectkeys, rows
 from datas3tfs.catalog.database import Database, Row, Session
-from datas3tfs.core.model import BucketId, Datarange, HolderId, Upload, UploadId, UploadIntent
-from datas3tfs.core.names import KEY_LIMIT, data_object_key, index_object_key
-from datas3tfs.errors import Conflict, Invalid
+from datas3tfs.core.model import (
+    BucketId,
+    Datarange,
+    HolderId,
+    PendingUpload,
+    Upload,
+    UploadId,
+    UploadIntent,
+)
+from datas3tfs.core.names import index_object_key, staged_index_key
+from datas3tfs.errors import Conflict, Invalid, NotFound
 
 _SWEEP_AT_ONCE = 100  # uploads per transaction of abandon_expired
 
-_TAKE_NAME = """
-    INSERT INTO object_names (s3_bucket_id, object_key) VALUES ($1, $2) ON CONFLICT DO NOTHING RETURNING true
-"""
-_GENERATION = "SELECT nextval('object_generations')"
 _RECORD = """
     INSERT INTO datarange_uploads (dataset_id, claim_id, data_object_key, index_object_key,
                                    first_datapoint_index, number_of_datapoints, data_size, expires_at,
-                                   lease_holder)
-    VALUES ($1, $2, $3, $4, $5, $6, $7, now() + $8, $9) RETURNING id
+                                   lease_holder, staged_index_key, replaces)
+    VALUES ($1, $2, $3, $4, $5, $6, $7, now() + $8, $9, $10, $11) RETURNING id
 """
 _STANDS = "SELECT true FROM datarange_uploads WHERE id = $1"
+_PENDING = """
+    SELECT u.*, d.s3_bucket_id FROM datarange_uploads u JOIN datasets d ON d.id = u.dataset_id WHERE u.id = $1
+"""
+_FATE = """
+    SELECT $1 <= pg_sequence_last_value(pg_get_serial_sequence('datarange_uploads', 'id')::regclass) AS begun,
+           EXISTS (SELECT FROM dataranges WHERE datarange_upload_id = $1) AS published
+"""
+_REMEMBER = "UPDATE datarange_uploads SET upload_id = $2 WHERE id = $1 RETURNING true"
 _CONFIRM = "UPDATE datarange_uploads SET confirmed = true WHERE id = $1 RETURNING true"
-_RENEW = "UPDATE datarange_uploads SET expires_at = now() + $2 WHERE id = $1 RETURNING true"
-_TAKE_INTENT = "DELETE FROM datarange_uploads WHERE id = $1 RETURNING *"
+_RENEW = """
+    UPDATE datarange_uploads
+    SET expires_at = now() + CASE WHEN staged_index_key IS NULL THEN $2::interval ELSE $3::interval END
+    WHERE id = $1 RETURNING true
+"""
+# When to delete what somebody may put through a URL: now, and again when none is valid any more.
+_TIMES = """
+    unnest(CASE WHEN staged_index_key IS NULL OR expires_at <= now() THEN ARRAY[now()]
+                ELSE ARRAY[now(), expires_at] END) AS due
+"""
+_TAKE_INTENT = f"""
+    WITH gone AS (
+        DELETE FROM datarange_uploads WHERE id = $1 AND (replaces IS NOT NULL) = $2 RETURNING *
+    ), doomed AS (
+        INSERT INTO objects_to_delete (s3_bucket_id, object_key, delete_after)
+        SELECT d.s3_bucket_id, staged_index_key, due
+        FROM gone JOIN datasets d ON d.id = dataset_id CROSS JOIN LATERAL {_TIMES}
+        WHERE staged_index_key IS NOT NULL
+    )
+    SELECT * FROM gone
+"""
 _PUBLISH = """
     INSERT INTO dataranges (dataset_id, claim_id, datarange_upload_id, data_object_key, index_object_key,
                             min_datapoint_key, max_datapoint_key, size_bytes)
@@ -36,10 +67,10 @@ _PUBLISH = """
 """
 _PUBLISHED = "SELECT * FROM dataranges WHERE datarange_upload_id = $1"
 # Keys with a holder stay claimed throughout: in one statement, the lease takes over the upload's claim.
-_ABANDON = """
+_ABANDON = f"""
     WITH gone AS (
         DELETE FROM datarange_uploads u USING datasets d
-        WHERE d.id = u.dataset_id AND u.id IN ({which})
+        WHERE d.id = u.dataset_id AND u.id IN ({{which}})
         RETURNING u.*, d.s3_bucket_id
     ), kept AS (
         INSERT INTO key_leases (dataset_id, claim_id, first_key, last_key, holder, accepted)
@@ -48,8 +79,11 @@ _ABANDON = """
     ), freed AS (
         DELETE FROM key_claims WHERE id IN (SELECT claim_id FROM gone WHERE lease_holder IS NULL)
     ), doomed AS (
-        INSERT INTO objects_to_delete (s3_bucket_id, object_key)
-        SELECT s3_bucket_id, unnest(ARRAY[data_object_key, index_object_key]) FROM gone WHERE confirmed
+        INSERT INTO objects_to_delete (s3_bucket_id, object_key, delete_after)
+        SELECT s3_bucket_id, key, due
+        FROM gone CROSS JOIN LATERAL {_TIMES}
+            CROSS JOIN LATERAL unnest(ARRAY[data_object_key, index_object_key, staged_index_key]) AS key
+        WHERE confirmed AND key IS NOT NULL
     )
     SELECT count(*) FROM gone
 """
@@ -70,6 +104,10 @@ _ABANDON_OVERLAPPING = _ABANDON.format(
 )
 _ABANDON_ALL = _ABANDON.format(
     which="SELECT id FROM datarange_uploads WHERE lease_holder = $1 ORDER BY id FOR UPDATE"
+)
+# For registry.py, when the dataset is locked and has no claims: all its uploads are aggregates.
+ABANDON_AGGREGATES = _ABANDON.format(
+    which="SELECT id FROM datarange_uploads WHERE dataset_id = $1 FOR UPDATE"
 )
 ABANDON_THESE = _ABANDON.format(which="SELECT unnest($1::bigint[])")  # for leases.py, which has the locks
 _LOCK_ITS_HOLDER = """
@@ -100,12 +138,18 @@ class _Begin:
         dataset = await claims.lock_known_dataset(session, intent.dataset_id)
         if self._made is not None and await session.value(_STANDS, self._made.id):
             return self._made
-        if intent.holder is not None:
-            await self._pass_keys(session, intent.holder)
-        claim_id = await claims.claim(session, intent.dataset_id, intent.keys)
-        data_key = await self._name(session, dataset)
+        claim_id = await self._claim(session)
+        data_key = await objectkeys.new_name(session, dataset, intent.keys, fresh=self._fresh)
         self._made = await self._record(session, dataset, claim_id, data_key)
         return self._made
+
+    async def _claim(self, session: Session) -> int | None:
+        if self._intent.replaces:
+            await aggregates.check_sources(session, self._intent)
+            return None
+        if self._intent.holder is not None:
+            await self._pass_keys(session, self._intent.holder)
+        return await claims.claim(session, self._intent.dataset_id, self._intent.keys)
 
     async def _pass_keys(self, session: Session, holder: HolderId) -> None:
         """Free what the holder has of the keys.
@@ -118,26 +162,53 @@ class _Begin:
         await session.value(_ABANDON_OVERLAPPING, holder, self._intent.dataset_id, keys.start, keys.last)
         await claims.carve(session, holder, self._intent.dataset_id, keys)
 
-    async def _name(self, session: Session, dataset: Row) -> str:
-        bucket_id = dataset["s3_bucket_id"]
-        plain = data_object_key(dataset["name"], self._intent.keys, None)
-        # A fresh one is for a plain name whose object exists: taken by somebody unknown, hence for good.
-        unused = await session.value(_TAKE_NAME, bucket_id, plain)
-        if unused and not self._fresh:
-            return plain
-        while True:
-            generation = await session.value(_GENERATION)
-            numbered = data_object_key(dataset["name"], self._intent.keys, generation)
-            if await session.value(_TAKE_NAME, bucket_id, numbered):
-                return numbered
-
-    async def _record(self, session: Session, dataset: Row, claim_id: int, data_key: str) -> Upload:
+    async def _record(self, session: Session, dataset: Row, claim_id: int | None, data_key: str) -> Upload:
         intent, index_key = self._intent, index_object_key(data_key)
         what = intent.keys.start, intent.keys.length, intent.size
+        staged = staged_index_key(data_key) if intent.presigned else None
+        replaces = list(intent.replaces) or None
+        kind = self._lifetime, intent.holder, staged, replaces
         upload_id = await session.value(
-            _RECORD, intent.dataset_id, claim_id, data_key, index_key, *what, self._lifetime, intent.holder
+            _RECORD, intent.dataset_id, claim_id, data_key, index_key, *what, *kind
         )
         return Upload(UploadId(upload_id), intent, BucketId(dataset["s3_bucket_id"]), data_key, index_key)
+
+
+class _Publish:
+    """The work of publish(). Run again after a lost connection, it finds the datarange it may have made."""
+
+    def __init__(self, upload_id: UploadId, size: int | None, grace: timedelta) -> None:
+        self._upload_id = upload_id
+        self._size = size
+        self._grace = grace
+
+    async def __call__(self, session: Session) -> Row | None:
+        """Return the datarange; None if the intent is gone and there is none."""
+        await claims.bound_idleness(session)
+        intent = await session.row(_TAKE_INTENT, self._upload_id, False)
+        if intent is not None:
+            return await self._insert(session, intent, intent["claim_id"])
+        dataset = await aggregates.lock_its_dataset(session, self._upload_id)
+        if dataset is not None:
+            intent = await session.row(_TAKE_INTENT, self._upload_id, True)
+            if intent is not None:
+                bucket_id = dataset["s3_bucket_id"]
+                claim_id = await aggregates.take_over(session, bucket_id, intent, self._grace)
+                return await self._insert(session, intent, claim_id)
+        return await session.row(_PUBLISHED, self._upload_id)
+
+    async def _insert(self, session: Session, intent: Row, claim_id: int) -> Row | None:
+        return await session.row(
+            _PUBLISH,
+            intent["dataset_id"],
+            claim_id,
+            intent["id"],
+            intent["data_object_key"],
+            intent["index_object_key"],
+            intent["first_datapoint_index"],
+            intent["last_datapoint_index"],
+            intent["data_size"] if self._size is None else self._size,
+        )
 
 
 class PostgresUploads:
@@ -146,66 +217,77 @@ class PostgresUploads:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._lifetime = timedelta(seconds=database.settings.upload_lifetime)
+        self._presigned_lifetime = timedelta(seconds=database.settings.presigned_lifetime)
+        self._grace = timedelta(seconds=database.settings.grace)
 
     async def begin(self, intent: UploadIntent, *, fresh: bool = False) -> Upload:
         """Record *intent*: claim its keys and name two objects never used before in that bucket.
 
         Keys that the intent's holder has leased pass from the leases to the upload; an upload of its own
-        that overlaps is abandoned. Raises Conflict (a key is committed or claimed), NotFound (dataset,
-        holder), Invalid (keys that cannot be).
+        that overlaps is abandoned. An aggregate claims nothing. Raises Conflict (a key is committed or
+        claimed, or what an aggregate replaces is not there), NotFound (dataset, holder), Invalid.
         """
         keys = intent.keys
-        if not keys or keys.start < 0 or keys.stop > KEY_LIMIT or keys.length >= KEY_LIMIT:
-            raise Invalid(f"keys from {keys.start} to before {keys.stop} cannot be uploaded")
-        if not 0 <= intent.size < 2**63:
-            raise Invalid(f"{intent.size} is not the size of an object")
+        rows.check_keys(keys, "uploaded")
+        rows.check_size(intent.size)
+        if intent.replaces:
+            aggregates.check(intent)
         if intent.holder is not None:
             rows.check_holder(intent.holder)
         what = f"keys {keys.start} to {keys.last} of dataset {intent.dataset_id}"
-        return await self._database.change(what, _Begin(intent, fresh, self._lifetime), repeat=True)
+        lifetime = self._presigned_lifetime if intent.presigned else self._lifetime
+        return await self._database.change(what, _Begin(intent, fresh, lifetime), repeat=True)
+
+    async def pending(self, upload_id: UploadId) -> PendingUpload:
+        """Return an upload in flight. Raises NotFound (no upload ever had that id), Conflict (it is
+        published, was abandoned, or has expired and was swept), Corrupt."""
+
+        async def work(session: Session) -> tuple[Row | None, Row | None]:
+            found = await session.row(_PENDING, upload_id)
+            return found, None if found else await session.row(_FATE, upload_id)
+
+        row, fate = await self._database.read(f"upload {upload_id}", work)
+        if row is not None:
+            return rows.pending(row)
+        assert fate is not None
+        if upload_id < 1 or not fate["begun"]:
+            raise NotFound(f"upload {upload_id}: there is none of this id")
+        if fate["published"]:
+            raise Conflict(f"upload {upload_id}: it is published")
+        raise _gone(upload_id)
+
+    async def remember_multipart(self, upload_id: UploadId, multipart: str) -> None:
+        """Record S3's id of the upload's presigned multipart upload. Raises Conflict if it is gone, Invalid
+        (nothing that can be such an id)."""
+        if not multipart or not multipart.isprintable():
+            raise Invalid(f"upload {upload_id}: that is not the id of a multipart upload")
+        await self._update(_REMEMBER, upload_id, multipart)
 
     async def confirm(self, upload_id: UploadId) -> None:
         """Record that what lies at its object names from now on is its own. Raises Conflict if it is gone."""
-
-        async def work(session: Session) -> bool:
-            return bool(await session.value(_CONFIRM, upload_id))
-
-        if not await self._database.change(f"upload {upload_id}", work, repeat=True):
-            raise _gone(upload_id)
+        await self._update(_CONFIRM, upload_id)
 
     async def renew(self, upload_id: UploadId) -> None:
         """Put off the upload's expiry. Raises Conflict if it is gone."""
+        await self._update(_RENEW, upload_id, self._lifetime, self._presigned_lifetime)
 
+    async def _update(self, query: str, upload_id: UploadId, *values: object) -> None:
         async def work(session: Session) -> bool:
-            return bool(await session.value(_RENEW, upload_id, self._lifetime))
+            return bool(await session.value(query, upload_id, *values))
 
         if not await self._database.change(f"upload {upload_id}", work, repeat=True):
             raise _gone(upload_id)
 
-    async def publish(self, upload_id: UploadId) -> Datarange:
-        """Make the datarange visible and forget the intent. Raises Conflict if the intent is gone.
+    async def publish(self, upload_id: UploadId, size: int | None = None) -> Datarange:
+        """Make the datarange visible and forget the intent; *size* replaces that of the intent. Raises
+        Conflict if the intent is gone, or what it replaces is.
 
         Publishing what is published already returns it: so a commit whose outcome is unknown is repeated.
         The dataset's version and the notification are the doing of schema.sql's triggers.
         """
-
-        async def work(session: Session) -> Row | None:
-            await claims.bound_idleness(session)
-            intent = await session.row(_TAKE_INTENT, upload_id)
-            if intent is None:
-                return await session.row(_PUBLISHED, upload_id)
-            return await session.row(
-                _PUBLISH,
-                intent["dataset_id"],
-                intent["claim_id"],
-                intent["id"],
-                intent["data_object_key"],
-                intent["index_object_key"],
-                intent["first_datapoint_index"],
-                intent["last_datapoint_index"],
-                intent["data_size"],
-            )
-
+        if size is not None:
+            rows.check_size(size)
+        work = _Publish(upload_id, size, self._grace)
         row = await self._database.change(f"upload {upload_id}", work, repeat=True)
         if row is None:
             raise _gone(upload_id)
@@ -213,7 +295,7 @@ class PostgresUploads:
 
     async def abandon(self, upload_id: UploadId) -> None:
         """Forget the intent, free its keys or give them back to its holder, as one accepted lease, and, if
-        it was confirmed, doom both objects.
+        it was confirmed, doom its objects.
 
         Does nothing if it is gone.
         """

@@ -369,7 +369,7 @@ async def test_a_call_that_fails_or_whose_answer_is_lost_only_delays(
         assert await committed(world) == contents
         await host.emptied()
         await host.leases.release_idle()
-    for upload in list(world.catalog.pending):
+    for upload in list(world.catalog.unpublished):
         world.catalog.expire(upload)
     await assert_tidy(world)
 
@@ -447,7 +447,7 @@ async def test_a_slow_writer_whose_intent_was_swept_starts_over_with_new_objects
 
         async def sweep_in_between(name: str) -> None:
             if name == "publish" and not gate.calls["publish"]:
-                for upload in list(world.catalog.pending):
+                for upload in list(world.catalog.unpublished):
                     world.catalog.expire(upload)
                 await sweep(world.catalog, world.catalog, world.catalog, world.stores)
 

@@ -33,7 +33,7 @@ async def test_a_committed_datarange_is_visible_and_leaves_no_intent() -> None:
     assert await visible(world) == [Span(3, 5)]
     assert datarange.data_key == ("datas3t/photos/dataranges/00000000000000000003-00000000000000000004.tar")
     assert set(world.store.objects) == {datarange.data_key, datarange.index_key}
-    assert not world.catalog.pending
+    assert not world.catalog.unpublished
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ async def test_a_failure_at_any_step_in_s3_leaves_nothing_visible_and_nothing_be
     with pytest.raises(Unavailable):
         await world.commit([b"a"])
     assert await visible(world) == []
-    assert not world.catalog.pending, "the keys are free again"
+    assert not world.catalog.unpublished, "the keys are free again"
     await swept(world)
     assert world.store.objects == {}
     datarange = await world.commit([b"b"])
@@ -113,7 +113,7 @@ async def test_a_crash_after_every_step_is_repaired_by_the_sweeper(
     assert await visible(world) == []
     with pytest.raises(Conflict):
         await world.commit([b"b"])
-    for upload_id in list(world.catalog.pending):
+    for upload_id in list(world.catalog.unpublished):
         world.catalog.expire(upload_id)
     await swept(world)
     assert world.store.objects == {}
@@ -127,7 +127,7 @@ async def test_a_slow_writer_that_was_swept_cannot_publish() -> None:
 
     async def sweep_before_the_index(method: str, key: str) -> None:
         if method == "put":
-            for upload_id in list(world.catalog.pending):
+            for upload_id in list(world.catalog.unpublished):
                 world.catalog.expire(upload_id)
             await swept(world)
 
@@ -187,7 +187,7 @@ async def test_a_source_that_fails_is_reported_as_it_is() -> None:
     with pytest.raises(Invalid, match="the source has changed"):
         await world.writer.commit(dataset, Span(0, 1), 10, body(), lambda: b"index")
     assert await visible(world) == []
-    assert not world.catalog.pending
+    assert not world.catalog.unpublished
 
 
 async def test_cancelling_a_commit_frees_its_keys() -> None:
@@ -204,7 +204,7 @@ async def test_cancelling_a_commit_frees_its_keys() -> None:
         nursery.start_soon(world.writer.commit, dataset, Span(0, 1), 10, body(), lambda: b"index")
         await started.wait()
         nursery.cancel_scope.cancel()
-    assert not world.catalog.pending
+    assert not world.catalog.unpublished
 
 
 async def test_an_object_that_cannot_be_deleted_now_is_deleted_later(

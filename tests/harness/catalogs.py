@@ -82,7 +82,7 @@ async def world(catalog_place: tuple[PostgresServer, str] | None) -> AsyncIterat
     async with AsyncExitStack() as stack:
         if catalog_place is None:
             memory = MemoryCatalog()
-            here = there = Catalog(memory, memory, memory, memory, memory)
+            here = there = memory.ports()
             expire, expire_holder = memory.expire, memory.expire_holder
         else:
             server, url = catalog_place

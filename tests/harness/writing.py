@@ -526,7 +526,7 @@ async def committed(world: World, dataset: str = "photos") -> dict[int, bytes]:
 async def assert_tidy(world: World) -> None:
     """Check that after a sweep nothing lies about: no intents, no objects that the catalog does not name."""
     await swept(world)
-    assert not world.catalog.pending
+    assert not world.catalog.unpublished
     assert not world.catalog.graves
     named = {
         key
