@@ -56,6 +56,34 @@ def scan(chunks: Iterable[bytes]) -> Iterator[Scanned]:
         raise Invalid("the archive holds no datapoint")
 
 
+class HeadersGoOn(Invalid):
+    """The headers of a datapoint go on behind where they should end."""
+
+
+def read_headers(blocks: bytes, start: int, key: int) -> tuple[int, tar.Member, DatapointName]:
+    """Return (offset, member, name) of datapoint *key*, whose headers end with *blocks*; these begin at
+    byte *start* with whatever may be skipped. Raises Invalid, and HeadersGoOn."""
+    source = _Source([blocks], start)
+    try:
+        found = _next_member(source)
+    except _Cut:
+        raise HeadersGoOn(f"the headers before byte {start + len(blocks)} go on behind it") from None
+    if found is None:
+        raise Invalid(f"the archive ends before byte {start + len(blocks)}, where key {key} should be")
+    offset, member = found
+    if source.offset != start + len(blocks):
+        raise Invalid(f"{printable(member.name)}: its content begins at byte {source.offset} already")
+    return offset, member, _check_member(member, key)
+
+
+def check_end(blocks: bytes, start: int) -> None:
+    """Raise Invalid unless *blocks*, from byte *start* on, are the end of an archive: at least one zero
+    block, nothing but zeros behind it, and before it what may be skipped."""
+    found = _next_member(_Source([blocks], start))
+    if found is not None:
+        raise Invalid(f"{printable(found[1].name)}: is behind the last datapoint, at byte {found[0]}")
+
+
 def _next_member(source: _Source) -> tuple[int, tar.Member] | None:
     """Return (offset, member) of the next regular file, None at the end of the archive."""
     extended: list[tuple[int, bytes]] = []
@@ -129,14 +157,18 @@ def _check_end(source: _Source) -> None:
             raise Invalid(f"data after the end of the archive, before byte {source.offset}")
 
 
+class _Cut(Invalid):
+    """The archive ends too early."""
+
+
 class _Source:
     """The chunks as one stream of bytes that knows how far it has been read."""
 
-    def __init__(self, chunks: Iterable[bytes]) -> None:
+    def __init__(self, chunks: Iterable[bytes], offset: int = 0) -> None:
         self._chunks = iter(chunks)
         self._chunk = b""
         self._position = 0
-        self.offset = 0
+        self.offset = offset
 
     def take(self, size: int) -> bytes:
         """Return exactly *size* bytes. Raises Invalid if the archive ends before."""
@@ -154,7 +186,7 @@ class _Source:
             if self._position == len(self._chunk):
                 self._chunk, self._position = next(self._chunks, b""), 0
                 if not self._chunk:
-                    raise Invalid(f"the archive is cut short at byte {self.offset}")
+                    raise _Cut(f"the archive is cut short at byte {self.offset}")
             part = self._chunk[self._position : self._position + size]
             self._position += len(part)
             self.offset += len(part)

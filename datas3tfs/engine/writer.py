@@ -5,7 +5,8 @@
 
 Whatever happens before `publish` leaves an intent that names what may lie in S3; here it is abandoned
 if that can still be done, else it expires, and either way the sweeper deletes the objects. The crash
-table is in docs/CONCURRENCY.md.
+table is in docs/CONCURRENCY.md. Begin and the keeping alive serve receiving.py, too, where others put
+the objects, and compactor.py.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from contextlib import asynccontextmanager
 import trio
 
 from datas3tfs.core.model import BucketId, Datarange, Dataset, Upload, UploadId, UploadIntent
+from datas3tfs.core.names import staged_index_key
 from datas3tfs.core.spans import Span
 from datas3tfs.engine.nurseries import background_nursery
 from datas3tfs.errors import Datas3tError, NotFound, Unavailable
@@ -79,7 +81,7 @@ class Writer:
     ) -> Datarange:
         """Upload and publish what was begun; see `commit`. On any error, `abandon` is the caller's."""
         store = await self._stores.store(upload.bucket_id)
-        async with self._kept_alive(upload.id):
+        async with self.kept_alive(upload.id):
             await store.put_stream(upload.data_key, body, upload.intent.size)
             await store.put(upload.index_key, index())
         return await self._uploads.publish(upload.id)
@@ -99,16 +101,24 @@ class Writer:
             except Datas3tError as exc:
                 log.warning("%s: left to expire: %s", upload.data_key, exc)
 
-    async def _is_taken(self, store: ObjectStore, upload: Upload) -> bool:
-        """Say whether something lies at the upload's object keys: the catalog names none twice, but a
-        bucket can be older than its catalog."""
-        return await _exists(store, upload.data_key) or await _exists(store, upload.index_key)
-
     @asynccontextmanager
-    async def _kept_alive(self, upload_id: UploadId) -> AsyncIterator[None]:
+    async def kept_alive(self, upload_id: UploadId) -> AsyncIterator[None]:
+        """Renew an upload for as long as the block runs, however long that is. The block is cancelled, and
+        Conflict raised, if the upload is gone; Unavailable, if it must be."""
         async with background_nursery() as nursery:
             nursery.start_soon(self._renew, upload_id)
             yield
+
+    async def _is_taken(self, store: ObjectStore, upload: Upload) -> bool:
+        """Say whether something lies at the upload's object keys: the catalog names none twice, but a
+        bucket can be older than its catalog."""
+        keys = [upload.data_key, upload.index_key]
+        if upload.intent.presigned:
+            keys.append(staged_index_key(upload.data_key))
+        for key in keys:
+            if await _exists(store, key):
+                return True
+        return False
 
     async def _renew(self, upload_id: UploadId) -> None:
         """Renew for ever. Postgres may be away for a while: until it is too late, that is no reason to
