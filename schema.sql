@@ -11,7 +11,8 @@
 -- several) is an upload without a claim of its own: its commit takes over the keys from those it replaces.
 --
 -- Since version 1: lease_holders, key_leases, datarange_uploads.lease_holder, the index key_claims_in_order.
--- Since version 2: api_tokens; datarange_uploads.staged_index_key and .replaces, with which claim_id may be NULL.
+-- Since version 2: api_tokens; merged_uploads; datarange_uploads.staged_index_key and .replaces, with which
+-- claim_id may be NULL.
 
 BEGIN;
 SET LOCAL client_min_messages = warning;
@@ -156,6 +157,17 @@ CREATE TABLE IF NOT EXISTS dataranges (
 CREATE INDEX IF NOT EXISTS dataranges_in_order
     ON dataranges (dataset_id, min_datapoint_key) INCLUDE (max_datapoint_key, size_bytes);
 
+-- What became of uploads whose dataranges were replaced by an aggregate: a journal whose host died just after it
+-- had committed asks for its upload, perhaps long after. About a third of what a datarange takes.
+CREATE TABLE IF NOT EXISTS merged_uploads (
+    upload_id    bigint NOT NULL,
+    datarange_id bigint NOT NULL -- the one that holds its keys now
+        CONSTRAINT merged_uploads_into REFERENCES dataranges ON DELETE CASCADE,
+    CONSTRAINT merged_uploads_once PRIMARY KEY (upload_id) -- rule: one upload, one datarange
+);
+-- Serves aggregates of aggregates, and the ON DELETE CASCADE.
+CREATE INDEX IF NOT EXISTS merged_uploads_by_datarange ON merged_uploads (datarange_id);
+
 -- Uploads in flight (intents): recorded before the first byte goes to S3, deleted by the commit. A writer that
 -- died leaves its row; once expired the sweeper deletes it together with the claim, and dooms both objects.
 CREATE TABLE IF NOT EXISTS datarange_uploads (
@@ -182,6 +194,8 @@ CREATE TABLE IF NOT EXISTS datarange_uploads (
     CONSTRAINT datarange_uploads_in_dataset
         FOREIGN KEY (dataset_id) REFERENCES datasets ON DELETE RESTRICT, -- rule: what is in flight keeps its bucket
     CONSTRAINT datarange_uploads_claims_or_replaces CHECK ((claim_id IS NULL) = (replaces IS NOT NULL)),
+    CONSTRAINT datarange_uploads_gives_back CHECK (claim_id IS NOT NULL OR lease_holder IS NULL), -- rule: what a
+                                                -- journal gets back are keys that the upload holds
     CONSTRAINT datarange_uploads_one_per_claim UNIQUE (claim_id),
     CONSTRAINT datarange_uploads_claimed
         FOREIGN KEY (claim_id, dataset_id, first_datapoint_index, last_datapoint_index)
@@ -206,6 +220,9 @@ BEGIN
         ALTER TABLE datarange_uploads DROP CONSTRAINT IF EXISTS datarange_uploads_claims_or_replaces;
         ALTER TABLE datarange_uploads ADD CONSTRAINT datarange_uploads_claims_or_replaces
             CHECK ((claim_id IS NULL) = (replaces IS NOT NULL));
+        ALTER TABLE datarange_uploads DROP CONSTRAINT IF EXISTS datarange_uploads_gives_back;
+        ALTER TABLE datarange_uploads ADD CONSTRAINT datarange_uploads_gives_back
+            CHECK (claim_id IS NOT NULL OR lease_holder IS NULL);
     END IF;
 END $$;
 -- Serves finding what a journal uploads, and the ON DELETE RESTRICT of lease_holders.

@@ -7,6 +7,7 @@ the dataset, removing a dataset wants them. No state.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 
 from datas3tfs.catalog import claims, objectkeys
@@ -25,6 +26,9 @@ _LOCK_ITS_DATASET = """
     SELECT d.id, d.s3_bucket_id FROM datasets d JOIN datarange_uploads u ON u.dataset_id = d.id
     WHERE u.id = $1 AND u.replaces IS NOT NULL FOR NO KEY UPDATE OF d
 """
+
+_MERGED_BEFORE = "DELETE FROM merged_uploads WHERE datarange_id = ANY($1::bigint[]) RETURNING upload_id"
+_REMEMBER = "INSERT INTO merged_uploads (upload_id, datarange_id) SELECT unnest($1::bigint[]), $2"
 
 
 def check(intent: UploadIntent) -> None:
@@ -49,16 +53,33 @@ async def lock_its_dataset(session: Session, upload_id: UploadId) -> Row | None:
     return await session.row(_LOCK_ITS_DATASET, upload_id)
 
 
-async def take_over(session: Session, bucket_id: int, intent: Row, grace: timedelta) -> int:
-    """Take the sources of the aggregate *intent*, a row of datarange_uploads, away; return a claim of their
-    keys. The dataset is locked. Raises Conflict if they are not what they were when it was begun."""
+@dataclass(frozen=True, slots=True)
+class Replaced:
+    """What the sources of an aggregate leave to it."""
+
+    claim_id: int  # of their keys
+    uploads: list[int]  # that they came from
+
+
+async def take_over(session: Session, bucket_id: int, intent: Row, grace: timedelta) -> Replaced:
+    """Take the sources of the aggregate *intent*, a row of datarange_uploads, away; claim their keys.
+
+    The dataset is locked. Raises Conflict if they are not what they were when it was begun."""
     dataset_id = DatasetId(intent["dataset_id"])
     keys = Span(intent["first_datapoint_index"], intent["last_datapoint_index"] + 1)
     which = [DatarangeId(one) for one in intent["replaces"]]
+    merged = await session.rows(_MERGED_BEFORE, which)
     gone = await objectkeys.take_away_these(session, dataset_id, bucket_id, grace, which)
     if not _fit(gone, which, keys):
         raise Conflict(f"upload {intent['id']}: {_CHANGED}")
-    return await claims.claim(session, dataset_id, keys)
+    uploads = [row["upload_id"] for row in merged] + [row["datarange_upload_id"] for row in gone]
+    known = [upload for upload in uploads if upload is not None]  # none was adopted from its bucket
+    return Replaced(await claims.claim(session, dataset_id, keys), known)
+
+
+async def remember(session: Session, replaced: Replaced, datarange_id: int) -> None:
+    """Note that what came from the uploads of *replaced* is in the datarange now."""
+    await session.value(_REMEMBER, replaced.uploads, datarange_id)
 
 
 def _fit(found: list[Row], which: Sequence[DatarangeId], keys: Span) -> bool:

@@ -29,7 +29,7 @@ _TAKE_AWAY = """
 """
 _TAKE_AWAY_EXACT = _TAKE_AWAY.format(which="min_datapoint_key = $4 AND max_datapoint_key = $5", what="*")
 _TAKE_AWAY_THESE = _TAKE_AWAY.format(
-    which="id = ANY($4::bigint[])", what="id, min_datapoint_key, max_datapoint_key"
+    which="id = ANY($4::bigint[])", what="id, datarange_upload_id, min_datapoint_key, max_datapoint_key"
 )
 _TAKE_AWAY_ALL = _TAKE_AWAY.format(which="true", what="count(*)")
 
@@ -66,7 +66,8 @@ async def take_away_these(
     grace: timedelta,
     which: list[DatarangeId],
 ) -> list[Row]:
-    """Take *which* away, as many as are there; return their ids and keys. The dataset is locked."""
+    """Take *which* away, as many as are there; return their ids, uploads
+    and keys. The dataset is locked."""
     return await session.rows(_TAKE_AWAY_THESE, dataset_id, bucket_id, grace, which)
 
 

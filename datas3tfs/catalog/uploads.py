@@ -33,9 +33,14 @@ _STANDS = "SELECT true FROM datarange_uploads WHERE id = $1"
 _PENDING = """
     SELECT u.*, d.s3_bucket_id FROM datarange_uploads u JOIN datasets d ON d.id = u.dataset_id WHERE u.id = $1
 """
-_FATE = """
+_PUBLISHED = """
+    SELECT * FROM dataranges WHERE datarange_upload_id = $1
+    UNION ALL
+    SELECT r.* FROM merged_uploads m JOIN dataranges r ON r.id = m.datarange_id WHERE m.upload_id = $1
+"""
+_FATE = f"""
     SELECT $1 <= pg_sequence_last_value(pg_get_serial_sequence('datarange_uploads', 'id')::regclass) AS begun,
-           EXISTS (SELECT FROM dataranges WHERE datarange_upload_id = $1) AS published
+           EXISTS ({_PUBLISHED}) AS published
 """
 _REMEMBER = "UPDATE datarange_uploads SET upload_id = $2 WHERE id = $1 RETURNING true"
 _CONFIRM = "UPDATE datarange_uploads SET confirmed = true WHERE id = $1 RETURNING true"
@@ -65,7 +70,6 @@ _PUBLISH = """
                             min_datapoint_key, max_datapoint_key, size_bytes)
     VALUES ($1, $2, $3, $4, $5, $6, $7, $8) RETURNING *
 """
-_PUBLISHED = "SELECT * FROM dataranges WHERE datarange_upload_id = $1"
 # Keys with a holder stay claimed throughout: in one statement, the lease takes over the upload's claim.
 _ABANDON = f"""
     WITH gone AS (
@@ -193,12 +197,14 @@ class _Publish:
             intent = await session.row(_TAKE_INTENT, self._upload_id, True)
             if intent is not None:
                 bucket_id = dataset["s3_bucket_id"]
-                claim_id = await aggregates.take_over(session, bucket_id, intent, self._grace)
-                return await self._insert(session, intent, claim_id)
+                replaced = await aggregates.take_over(session, bucket_id, intent, self._grace)
+                made = await self._insert(session, intent, replaced.claim_id)
+                await aggregates.remember(session, replaced, made["id"])
+                return made
         return await session.row(_PUBLISHED, self._upload_id)
 
-    async def _insert(self, session: Session, intent: Row, claim_id: int) -> Row | None:
-        return await session.row(
+    async def _insert(self, session: Session, intent: Row, claim_id: int) -> Row:
+        made = await session.row(
             _PUBLISH,
             intent["dataset_id"],
             claim_id,
@@ -209,6 +215,8 @@ class _Publish:
             intent["last_datapoint_index"],
             intent["data_size"] if self._size is None else self._size,
         )
+        assert made is not None  # or it would have raised
+        return made
 
 
 class PostgresUploads:
@@ -340,7 +348,8 @@ class PostgresUploads:
         return await self._database.change(f"uploads of journal {holder}", work, repeat=True)
 
     async def published(self, upload_id: UploadId) -> Datarange | None:
-        """Return the datarange that came from the upload; None if there is none. Raises Corrupt."""
+        """Return the datarange that came from the upload, or the aggregate that has replaced it; None if
+        there is none. Raises Corrupt."""
 
         async def work(session: Session) -> Row | None:
             return await session.row(_PUBLISHED, upload_id)

@@ -135,7 +135,7 @@ class Uploads(Protocol):
 
         An aggregate takes the place of its sources in the same transaction, and their objects are doomed
         for when nobody reads them any more; Conflict if the sources are not all there still. Publishing
-        again what is published returns the same datarange."""
+        again what is published returns the same datarange, or the aggregate that has replaced it."""
         ...
 
     async def abandon(self, upload_id: UploadId) -> None:
@@ -153,7 +153,8 @@ class Uploads(Protocol):
         ...
 
     async def published(self, upload_id: UploadId) -> Datarange | None:
-        """Return the datarange that came from the upload; None if it was not published, or is gone."""
+        """Return the datarange that came from the upload, or the aggregate that has replaced it since; None
+        if it was not published, or that datarange was removed."""
         ...
 
 

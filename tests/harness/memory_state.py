@@ -91,6 +91,7 @@ class MemoryState:
         # By the upload they came from; those that were adopted by a number that no upload has.
         self.committed: dict[UploadId, Datarange] = {}
         self.unpublished: dict[UploadId, Unpublished] = {}
+        self.merged: dict[UploadId, DatarangeId] = {}  # uploads whose dataranges an aggregate replaced
         self.begun: set[UploadId] = set()  # every upload that ever was
         self.book = LeaseBook(lease_lifetime, clock)
         self.graves: dict[int, Doomed] = {}  # due or not
@@ -158,12 +159,21 @@ class MemoryState:
         dataset.updated_ns = time.time_ns()
         self.wake()
 
-    def take_away(self, gone: list[Datarange]) -> None:
-        """Remove committed dataranges."""
+    def take_away(self, gone: list[Datarange]) -> set[UploadId]:
+        """Remove committed dataranges; return the uploads that they came from."""
         ids = {item.id for item in gone}
+        uploads = {key for key, item in self.committed.items() if item.id in ids and key > 0}
+        uploads |= {key for key, item_id in self.merged.items() if item_id in ids}
+        self.merged = {key: item_id for key, item_id in self.merged.items() if item_id not in ids}
         self.committed = {key: item for key, item in self.committed.items() if item.id not in ids}
         for dataset_id in {item.dataset_id for item in gone}:
             self.touch(self.all_datasets[dataset_id])
+        return uploads
+
+    def become(self, upload_id: UploadId) -> Datarange | None:
+        """Return what has become of an upload, if it was published and is not removed."""
+        by_id = {item.id: item for item in self.committed.values()}
+        return self.committed.get(upload_id) or by_id.get(self.merged.get(upload_id, DatarangeId(-1)))
 
     def sources(self, intent: UploadIntent) -> list[Datarange]:
         """Return the dataranges that an aggregate replaces. Raises Conflict unless they are all there and

@@ -79,7 +79,7 @@ class MemoryUploads(MemoryState):
         await trio.lowlevel.checkpoint()
         if upload_id not in self.begun:
             raise NotFound(f"upload {upload_id}: there is none of this id")
-        if upload_id in self.committed:
+        if self.become(upload_id) is not None:
             raise Conflict(f"upload {upload_id}: it is published")
         item = self._unpublished(upload_id)
         left = int((item.expires_at - self.clock()) * 1e9)
@@ -108,13 +108,14 @@ class MemoryUploads(MemoryState):
         await trio.lowlevel.checkpoint()
         if size is not None:
             check_size(size)
-        if upload_id in self.committed:
-            return self.committed[upload_id]
+        if (made := self.become(upload_id)) is not None:
+            return made
         item = self._unpublished(upload_id)
         upload, intent = item.upload, item.upload.intent
+        merged: set[UploadId] = set()
         if intent.replaces:
             sources = self.sources(intent)
-            self.take_away(sources)
+            merged = self.take_away(sources)
             for source in sources:
                 self.doom_datarange(source)
         if intent.presigned:
@@ -132,6 +133,7 @@ class MemoryUploads(MemoryState):
             created_ns=dataset.updated_ns,
         )
         self.committed[upload_id] = datarange
+        self.merged |= dict.fromkeys(merged, datarange.id)
         return datarange
 
     async def abandon(self, upload_id: UploadId) -> None:
@@ -155,9 +157,9 @@ class MemoryUploads(MemoryState):
         return [key for key, item in self.unpublished.items() if item.upload.intent.holder == holder]
 
     async def published(self, upload_id: UploadId) -> Datarange | None:
-        """Return the datarange that came from the upload, or None."""
+        """Return the datarange that came from the upload, or the aggregate that has replaced it."""
         await trio.lowlevel.checkpoint()
-        return self.committed.get(upload_id)
+        return self.become(upload_id)
 
     def expire(self, upload_id: UploadId) -> None:
         """Let time pass until the upload's writer counts as dead."""
