@@ -18,9 +18,9 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from datas3tfs.core.names import printable
 from datas3tfs.core.sizes import parse_size
@@ -29,6 +29,8 @@ from datas3tfs.errors import Invalid
 _ENV_PREFIX = "DATAS3TFS_"
 _PRIVATE_FILE_LIMIT = 1024 * 1024  # bytes; a settings or key file is a few hundred
 _DSN = re.compile(r"postgres(ql)?://\S+\Z")
+_ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]*):[0-9]{1,5}\Z")
+_SERVER = re.compile(r"https?://[^\s/@?#]+/?\Z")
 
 
 def _size(value: object) -> object:
@@ -46,8 +48,13 @@ def _absolute(value: object) -> object:
     raise ValueError("not a path")
 
 
+def _words(value: object) -> object:
+    return [word.strip() for word in value.split(",") if word.strip()] if isinstance(value, str) else value
+
+
 Size = Annotated[int, BeforeValidator(_size), Field(gt=0)]
 AbsolutePath = Annotated[Path, BeforeValidator(_absolute)]
+Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)]  # as a variable: with commas between
 
 
 class Settings(BaseSettings):
@@ -87,9 +94,7 @@ class Settings(BaseSettings):
     tls_cert: AbsolutePath | None = None  # … its certificate chain and key (PEM files); None: plain HTTP
     tls_key: AbsolutePath | None = None
     auth: Literal["auto", "token", "none"] = "auto"  # who may use it; auto: see docs/OPERATIONS.md
-    allow_endpoints: tuple[
-        str, ...
-    ] = ()  # S3 endpoints that may be registered over HTTP: host, host:port or "*"
+    allow_endpoints: Words = ()  # S3 endpoints that may be registered over HTTP: host, host:port or "*"
     server_url: str | None = None  # the `serve` that commands and clients use, instead of a database
     server_token: SecretStr | None = None  # what they show there
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -100,6 +105,26 @@ class Settings(BaseSettings):
         if value is not None and not _DSN.match(value.get_secret_value()):
             raise ValueError("not of the form postgresql://user:password@host:port/database")
         return value
+
+    @field_validator("addr")
+    @classmethod
+    def _is_an_address(cls, value: str) -> str:
+        if not _ADDRESS.match(value) or int(value.rpartition(":")[2]) > 65_535:
+            raise ValueError("not of the form host:port, [IPv6 address]:port or :port")
+        return value
+
+    @field_validator("server_url")
+    @classmethod
+    def _is_a_server(cls, value: str | None) -> str | None:
+        if value is not None and not _SERVER.match(value):
+            raise ValueError("not of the form http://host:port or https://host:port")
+        return value
+
+    @model_validator(mode="after")
+    def _has_both_tls_files(self) -> Settings:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("tls_cert and tls_key: one needs the other")
+        return self
 
     @classmethod
     def settings_customise_sources(
@@ -112,6 +137,11 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Name the sources, strongest first. No .env: the current directory must not decide."""
         return init_settings, env_settings, _TomlFile(settings_cls)
+
+    def listen_at(self) -> tuple[str, int]:
+        """Return host (without brackets; all IPv4 addresses if none is given) and port of `addr`."""
+        host, _, port = self.addr.rpartition(":")
+        return host.strip("[]") or "0.0.0.0", int(port)
 
     def require_db_url(self) -> str:
         """Return the database's URL, password included. Raises Invalid if none is set."""

@@ -110,6 +110,16 @@ class Cleared(Answer):
     objects_scheduled: int
 
 
+class Deleted(Answer):
+    """It is gone. Nothing more is said of it."""
+
+
+class Health(Answer):
+    """The server is well."""
+
+    status: str  # "ok"
+
+
 class SourceDatarange(DatarangeInfo):
     """A datarange to be merged, and where to get it."""
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from typing import Annotated
+from uuid import UUID
 
-from pydantic import Field
+from pydantic import Field, StrictBool
 
 from datas3tfs.wire.values import MOST_PARTS, Bytes, Count, Key, Name, Request, RowId, Secret
 
 Tag = Annotated[str, Field(max_length=256)]
+NonEmpty = Annotated[str, Field(min_length=1, max_length=1024)]
 Tags = Annotated[list[Tag], Field(max_length=MOST_PARTS)]
 
 
@@ -20,7 +22,7 @@ class AddBucket(Request):
     bucket: Name
     access_key: Secret
     secret_key: Secret
-    use_tls: bool = False  # only matters if the endpoint has no scheme
+    use_tls: StrictBool = False  # only matters if the endpoint has no scheme
     region: Name = "us-east-1"
 
 
@@ -39,6 +41,7 @@ class StartUpload(Request):
     number_of_datapoints: Count
     data_size: Annotated[Bytes, Field(gt=0)]
     part_size: Annotated[int, Field(strict=True, ge=5 * 2**20, le=5 * 2**30)] | None = None  # None: 20 MiB
+    attempt: UUID | None = None  # the same when this is asked again because the answer was lost
 
 
 class CompleteUpload(Request):
@@ -46,6 +49,7 @@ class CompleteUpload(Request):
 
     datarange_upload_id: RowId
     upload_ids: Tags | None = None
+    describe: StrictBool = False  # answer with the datarange, not with nothing
 
 
 class UploadReference(Request):
@@ -60,7 +64,7 @@ class Download(Request):
     datas3t_name: Name
     first_datapoint: Key
     last_datapoint: Key
-    checksums: bool = False  # say the CRC32C of each datapoint, too
+    checksums: StrictBool = False  # say the CRC32C of each datapoint, too
 
 
 class ImportBucket(Request):
@@ -102,3 +106,14 @@ class DeleteDatarange(Request):
     datas3t_name: Name
     first_datapoint_key: Key
     last_datapoint_key: Key
+
+
+class Nothing(Request):
+    """What has nothing to say."""
+
+
+class DatasetQuery(Request):
+    """The query of a GET that asks for a dataset's content."""
+
+    datas3t_name: NonEmpty
+    must_exist: bool = False  # 404 if there is no such dataset; otherwise it is empty, as in the Go servers
