@@ -39,6 +39,19 @@ Column = np.ndarray[tuple[int], np.dtype[Any]]
 
 
 @dataclass(frozen=True, slots=True)
+class Columns:
+    """All an index says, a column of whole numbers for each thing; made to be put together with others'."""
+
+    offsets: Column  # of the first header block
+    packed: Column  # header blocks << 48 | content size
+    mtimes_ns: Column  # signed
+    crcs: Column | None
+    chunk_crcs: Column  # of those with more than one chunk, one after the other
+    extension_ids: Column  # which of *extensions*
+    extensions: list[str]
+
+
+@dataclass(frozen=True, slots=True)
 class IndexHeader:
     """The 64 bytes in front: what the index is of, how wide its columns are, and their checksums."""
 
@@ -108,6 +121,16 @@ class Index:
         self._tail = _tail_columns(buffer, header)
         self._large: tuple[Column, Column] | None = None
 
+    @property
+    def flat(self) -> memoryview:
+        """All of it, as it was built."""
+        return self._buffer
+
+    @property
+    def records(self) -> memoryview:
+        """The 16-byte records, which others can read, too."""
+        return self._buffer[HEADER_SIZE : HEADER_SIZE + RECORD_SIZE * self.count]
+
     def record(self, slot: int) -> tuple[int, int, int]:
         """Return (offset of the first header block, header blocks, content size)."""
         return unpack_record(self._buffer, HEADER_SIZE + RECORD_SIZE * slot)
@@ -150,12 +173,41 @@ class Index:
             return [b"%020d.%s" % (key + i, table[0]) for i in range(count)]
         return [b"%020d.%s" % (key + i, table[e]) for i, e in enumerate(ids[slot : slot + count].tolist())]
 
+    def crcs(self, slot: int, count: int) -> list[int] | None:
+        """Return the CRC32Cs of the contents of *count* datapoints from *slot* on; None if unknown."""
+        column = self._tail.crcs
+        return None if column is None else column[slot : slot + count].tolist()
+
+    def footprint(self) -> int:
+        """Return how many bytes all datapoints take in the object: headers, contents and padding."""
+        packed = self._packed(0, self.count)
+        blocks = (packed & np.uint64(_SIZE_MASK)) + np.uint64(tar.BLOCK - 1)
+        return int((packed >> np.uint64(48)).sum() + (blocks // np.uint64(tar.BLOCK)).sum()) * tar.BLOCK
+
     def chunk_crc(self, slot: int, chunk: int) -> int | None:
         """Return the CRC32C of one chunk of a datapoint larger than a chunk; None if unknown."""
         if self._tail.chunk_crcs is None:
             return None
         slots, starts = self._large_slots()
         return int(self._tail.chunk_crcs[int(starts[np.searchsorted(slots, slot)]) + chunk])
+
+    def columns(self) -> Columns:
+        """Return all of it, copied."""
+        pairs = np.frombuffer(self._buffer, ">u8", 2 * self.count, HEADER_SIZE).astype(np.uint64)
+        tail = self._tail
+        unit = _SECOND if self.header.mtime_width == 4 else 1
+        deltas = np.zeros(self.count, np.int64) if tail.mtimes is None else tail.mtimes.astype(np.int64)
+        ids = np.zeros(self.count, np.uint32) if tail.extension_ids is None else tail.extension_ids
+        chunks = np.empty(0, np.uint32) if tail.chunk_crcs is None else tail.chunk_crcs
+        return Columns(
+            pairs[::2],
+            pairs[1::2],
+            deltas * unit + tail.mtime_base,
+            None if tail.crcs is None else tail.crcs.astype(np.uint32),
+            chunks.astype(np.uint32),
+            ids.astype(np.uint32),
+            tail.extensions,
+        )
 
     def slot_at(self, position: int) -> int:
         """Return the last slot whose headers start at or before *position* in the object, or 0."""
@@ -252,10 +304,18 @@ def _tail_columns(buffer: memoryview, header: IndexHeader) -> _Tail:
     ids = take(header.extension_width, header.count)
     chunks = take(4 if header.flags & HAS_CRC else 0, _chunks_in_all(buffer, header))
     extensions = _extension_table(bytes(buffer[position:]), header.extensions)
+    _check_times(base, mtimes, header.mtime_width)
     highest = 0 if ids is None else int(ids.max())
     if highest >= len(extensions) or (ids is None and len(extensions) != 1):
         raise Corrupt("index names an extension it does not have")
     return _Tail(base, mtimes, crcs, ids, chunks, extensions, [e.encode() for e in extensions])
+
+
+def _check_times(base: int, mtimes: Column | None, width: int) -> None:
+    """Raise Corrupt if a time is beyond 64 bits: nobody could hand it on."""
+    latest = 0 if mtimes is None else int(mtimes.max()) * (_SECOND if width == 4 else 1)
+    if base + latest >= 1 << 63:
+        raise Corrupt("index has impossible times")
 
 
 def _chunks_in_all(buffer: memoryview, header: IndexHeader) -> int:

@@ -1,11 +1,15 @@
-"""Nurseries that belong to a block of code, without wrapping what the block raises."""
+"""Nurseries that belong to a block of code, or to a list of things to do, without wrapping what is raised."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
+from typing import TypeVar
 
 import trio
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 @asynccontextmanager
@@ -30,3 +34,31 @@ async def background_nursery() -> AsyncIterator[trio.Nursery]:
         raise
     if failure is not None:
         raise failure
+
+
+async def side_by_side(work: Callable[[T], Awaitable[R]], items: Iterable[T], at_once: int) -> list[R]:
+    """Return what *work* returns for each of *items*, in their order; *at_once* are under way at a time.
+
+    Raises the first failure, as it is, when the others have been cancelled.
+    """
+    upcoming = enumerate(items)
+    results: dict[int, R] = {}
+    failures: list[BaseException] = []
+
+    async def worker() -> None:
+        for number, item in upcoming:
+            try:
+                results[number] = await work(item)
+            except trio.Cancelled:
+                raise
+            except BaseException as exc:
+                failures.append(exc)
+                nursery.cancel_scope.cancel()
+                return
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(at_once):
+            nursery.start_soon(worker)
+    if failures:
+        raise failures[0]
+    return [results[number] for number in range(len(results))]

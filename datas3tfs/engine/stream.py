@@ -1,47 +1,55 @@
-"""Stream a datarange's bytes in order, checked, with a few range requests in flight.
+"""Stream dataranges' bytes in order, checked, with a few range requests in flight.
 
-What `download-tar` and `verify` share. Not for the mount: it reads by piece, through the pool.
+What `download-tar`, `verify` and the compactor share. Not for the mount: it reads by piece, through the pool.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
-
-import trio
+from functools import partial
 
 from datas3tfs.core import tar
 from datas3tfs.core.index import Index
 from datas3tfs.core.model import Datarange
-from datas3tfs.core.reads import cut, pieces_in
+from datas3tfs.core.reads import cut, piece_start, piece_stop, pieces_in
 from datas3tfs.core.spans import Span
 from datas3tfs.engine.check import check_piece
-from datas3tfs.engine.nurseries import background_nursery
-from datas3tfs.errors import Corrupt, Datas3tError
+from datas3tfs.engine.ordered import open_ordered
+from datas3tfs.errors import Corrupt
 from datas3tfs.ports import ObjectStore
 
 _REQUEST = 8 * 1024 * 1024
 _ATTEMPTS = 3  # at bytes that fail their checks: they may have been mangled on the way
 _IN_FLIGHT = 4  # memory: this times the request
+_BYTES_IN_FLIGHT = _IN_FLIGHT * _REQUEST
+_MOST_IN_FLIGHT = 16  # small ones, of many small dataranges
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """Some datapoints of a datarange: *slots* of its index."""
+
+    datarange: Datarange
+    index: Index
+    slots: Span
+
+    @property
+    def span(self) -> Span:
+        """Their bytes."""
+        return span_of(self.index, self.slots)
 
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
     """Consecutive bytes of an object, no piece of a datapoint cut in two, and (key, what is wrong) of
-    every piece that failed its checks, however often it was fetched."""
+    every piece that failed its checks, however often it was fetched. *section* counts from 0."""
 
+    section: int
     span: Span
     data: bytes
     problems: list[tuple[int, str]]
-
-
-class _Slot:
-    def __init__(self) -> None:
-        self.done = trio.Event()
-        self.stretch: Stretch | None = None
-        self.error: Datas3tError | None = None
 
 
 def span_of(index: Index, slots: Span) -> Span:
@@ -57,38 +65,50 @@ async def open_stretches(
     store: ObjectStore, datarange: Datarange, index: Index, slots: Span
 ) -> AsyncIterator[AsyncIterator[Stretch]]:
     """Iterate over the bytes of *slots* in order; leaving cancels what is in flight."""
-    whole = span_of(index, slots)
-    spans = cut(index, whole, _REQUEST)
-    spans[-1] = Span(spans[-1].start, whole.stop)  # the last piece's padding belongs to the TAR
+    async with open_sections(store, [Section(datarange, index, slots)]) as stretches:
+        yield stretches
 
-    async def fetch(span: Span, slot: _Slot) -> None:
-        try:
-            for _ in range(_ATTEMPTS):
-                data = await store.get_range(datarange.data_key, span, datarange.size)
-                slot.stretch = Stretch(span, data, _problems_in(index, span, data))
-                if not slot.stretch.problems:
-                    break
-        except Datas3tError as exc:
-            slot.error = exc
-        slot.done.set()
 
-    async def stretches() -> AsyncGenerator[Stretch, None]:
-        waiting: deque[tuple[Span, _Slot]] = deque()
-        upcoming = iter(spans)
-        while True:
-            while len(waiting) < _IN_FLIGHT and (span := next(upcoming, None)) is not None:
-                waiting.append((span, _Slot()))
-                nursery.start_soon(fetch, *waiting[-1])
-            if not waiting:
-                return
-            _, slot = waiting.popleft()
-            await slot.done.wait()
-            if slot.error is not None or slot.stretch is None:
-                raise slot.error or AssertionError("the fetch has left neither bytes nor an error")
-            yield slot.stretch
+@asynccontextmanager
+async def open_sections(
+    store: ObjectStore, sections: Sequence[Section]
+) -> AsyncIterator[AsyncIterator[Stretch]]:
+    """Iterate over the bytes of one section after the other; leaving cancels what is in flight."""
+    largest = max(min(section.span.length, _REQUEST) for section in sections)
+    in_flight = min(max(_BYTES_IN_FLIGHT // largest, _IN_FLIGHT), _MOST_IN_FLIGHT)
+    calls = (partial(_fetched, store, *request) for request in _requests(sections))
+    async with open_ordered(calls, in_flight) as stretches:
+        yield stretches
 
-    async with background_nursery() as nursery, aclosing(stretches()) as ordered:
-        yield ordered
+
+async def fetch_checked(store: ObjectStore, section: Section, span: Span) -> bytes:
+    """Return the bytes *span* of the object, every datapoint's piece in it checked. Raises Corrupt,
+    Unavailable, NotFound."""
+    index = section.index
+    wide = Span(piece_start(index, span.start), piece_stop(index, span.stop))
+    stretch = await _fetched(store, 0, section, wide)
+    for _, problem in stretch.problems:
+        raise Corrupt(f"{section.datarange.data_key}: {problem}")
+    return stretch.data[span.start - wide.start : span.stop - wide.start]
+
+
+def _requests(sections: Iterable[Section]) -> Iterator[tuple[int, Section, Span]]:
+    for number, section in enumerate(sections):
+        whole = section.span
+        spans = cut(section.index, whole, _REQUEST)
+        spans[-1] = Span(spans[-1].start, whole.stop)  # the last piece's padding belongs to the TAR
+        for span in spans:
+            yield number, section, span
+
+
+async def _fetched(store: ObjectStore, number: int, section: Section, span: Span) -> Stretch:
+    datarange = section.datarange
+    for attempt in range(1, _ATTEMPTS + 1):
+        data = await store.get_range(datarange.data_key, span, datarange.size)
+        stretch = Stretch(number, span, data, _problems_in(section.index, span, data))
+        if not stretch.problems or attempt == _ATTEMPTS:
+            break
+    return stretch
 
 
 def _problems_in(index: Index, span: Span, data: bytes) -> list[tuple[int, str]]:
