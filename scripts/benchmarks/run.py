@@ -5,7 +5,7 @@ second round on) and reads, or creates, the same number of files of the same siz
 written beside a plain multipart upload. Medians and ratios are printed; absolute figures on a shared machine
 mean little.
 
-    scripts/bench [--rounds N] [--quick] [--write] [--million]
+    scripts/bench [--rounds N] [--quick] [--write | --api] [--million]
 """
 
 from __future__ import annotations
@@ -181,6 +181,36 @@ class Bench:
             yield directory
             self._flush()
 
+    def api(self, size: int) -> None:
+        """Presigning, and transfers through the client, beside plain boto3; see api.py."""
+        run(*PROGRAM, "dataset", "add", "api", "--bucket", "bench", env=self.env)
+        with self.served() as url:
+            arguments = url, str(self.scratch), "api", str(size), str(self.rounds)
+            found = json.loads(run(sys.executable, str(HERE / "api.py"), *arguments, env=self.env))
+        print(
+            f"presign: {found['presign_per_s']:.0f} calls/s, an empty answer {found['empty_per_s']:.0f}/s, "
+            f"ratio {found['presign_per_s'] / found['empty_per_s']:.2f}"
+        )
+        for ours, plain, what in (("put", "plain_put", "upload"), ("get", "plain_get", "download")):
+            print(
+                f"{what} {size >> 20} MiB: boto3 {size / 1e6 / found[plain]:.0f} MB/s  "
+                f"datas3tfs {size / 1e6 / found[ours]:.0f}  ratio {found[plain] / found[ours]:.2f}",
+                flush=True,
+            )
+
+    @contextmanager
+    def served(self) -> Iterator[str]:
+        """Run `datas3tfs serve`; yield its address."""
+        command = [*PROGRAM, "serve", "--addr", "127.0.0.1:0"]
+        process = subprocess.Popen(command, env=self.env, stdout=subprocess.PIPE, text=True)
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            yield line[line.index("http://") :].split()[0]
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(30)
+
     def _write(self, directory: Path, count: int, size: int, *options: str) -> dict[str, Any]:
         command = sys.executable, str(HERE / "writer.py"), str(directory), str(count), str(size), *options
         result: dict[str, Any] = json.loads(run(*command, env=self.env))
@@ -218,12 +248,16 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a tenth of the files")
     parser.add_argument("--million", action="store_true", help="also list a million datapoints (minutes)")
     parser.add_argument("--write", action="store_true", help="only the measurements of writing")
+    parser.add_argument("--api", action="store_true", help="only those of the HTTP API and the client")
     options = parser.parse_args()
     scale = 10 if options.quick else 1
     with tempfile.TemporaryDirectory(prefix="datas3tfs-bench-") as scratch:
         os.chmod(scratch, 0o711)  # Postgres runs as another user when we are root
         bench = Bench(Path(scratch), options.rounds)
         with bench.stack():
+            if options.api:
+                bench.api((512 << 20) // scale)
+                return
             if not options.write:
                 bench.compare("4KiB", 20_000 // scale, 4096)
                 bench.compare("100KiB", 5_000 // scale, 100 * 1024)
