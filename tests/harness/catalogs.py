@@ -13,7 +13,16 @@ import pytest
 
 from datas3tfs.catalog import Catalog, CatalogSettings, generate_key, open_catalog
 from datas3tfs.core.counters import Counters
-from datas3tfs.core.model import BucketSpec, DatasetId, HolderId, Lease, Upload, UploadId, UploadIntent
+from datas3tfs.core.model import (
+    BucketSpec,
+    Datarange,
+    DatasetId,
+    HolderId,
+    Lease,
+    Upload,
+    UploadId,
+    UploadIntent,
+)
 from datas3tfs.core.spans import Span
 from datas3tfs.errors import Datas3tError
 from tests.harness.memory_catalog import MemoryCatalog
@@ -35,6 +44,7 @@ class World:
     dataset_id: DatasetId
     expire: Callable[[UploadId], None]
     expire_holder: Callable[[HolderId], None]
+    fall_due: Callable[[], None]  # lets all that is doomed be so now
     counters: Counters
 
     async def begin(
@@ -43,6 +53,34 @@ class World:
         """Begin an upload of keys to the dataset."""
         intent = UploadIntent(self.dataset_id, Span(start, stop), 512, holder)
         return await self.here.uploads.begin(intent, fresh=fresh)
+
+    async def begin_presigned(self, start: int, stop: int) -> Upload:
+        """Begin and confirm an upload of keys whose objects somebody else puts."""
+        intent = UploadIntent(self.dataset_id, Span(start, stop), 512, presigned=True)
+        upload = await self.here.uploads.begin(intent)
+        await self.here.uploads.confirm(upload.id)
+        return upload
+
+    async def commit(self, start: int, stop: int) -> Datarange:
+        """Commit keys of the dataset."""
+        return await self.here.uploads.publish((await self.begin(start, stop)).id)
+
+    async def aggregate(self, *sources: Datarange, presigned: bool = False) -> Upload:
+        """Begin and confirm an aggregate of adjacent dataranges of the dataset."""
+        keys = Span(sources[0].keys.start, sources[-1].keys.stop)
+        replaces = tuple(source.id for source in sources)
+        intent = UploadIntent(self.dataset_id, keys, 1024, presigned=presigned, replaces=replaces)
+        upload = await self.here.uploads.begin(intent)
+        await self.here.uploads.confirm(upload.id)
+        return upload
+
+    async def visible(self) -> list[Datarange]:
+        """Return the dataranges of the dataset, seen from elsewhere."""
+        return await self.there.reader.dataranges(self.dataset_id)
+
+    async def due(self) -> list[str]:
+        """Return the keys of the objects to delete now, in order, seen from elsewhere."""
+        return sorted(item.object_key for item in await self.there.graveyard.doomed(10_000))
 
     async def take(self, holder: HolderId, start: int, stop: int, *, accepted: bool = False) -> Lease:
         """Lease keys of the dataset."""
@@ -84,6 +122,7 @@ async def world(catalog_place: tuple[PostgresServer, str] | None) -> AsyncIterat
             memory = MemoryCatalog()
             here = there = memory.ports()
             expire, expire_holder = memory.expire, memory.expire_holder
+            fall_due = memory.let_graves_fall_due
         else:
             server, url = catalog_place
             key = generate_key()
@@ -99,10 +138,13 @@ async def world(catalog_place: tuple[PostgresServer, str] | None) -> AsyncIterat
                     url.rpartition("/")[2], f"UPDATE {table} SET expires_at = {past} WHERE id = '{row_id}'"
                 )
 
+            def fall_due() -> None:
+                server.sql(url.rpartition("/")[2], "UPDATE objects_to_delete SET delete_after = now()")
+
             expire, expire_holder = (
                 partial(expire_row, "datarange_uploads"),
                 partial(expire_row, "lease_holders"),
             )
         await here.registry.add_bucket(SPEC)
         cats = await here.registry.add_dataset("cats", "store")
-        yield World(here, there, cats, expire, expire_holder, counters)
+        yield World(here, there, cats, expire, expire_holder, fall_due, counters)

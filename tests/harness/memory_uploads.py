@@ -170,7 +170,7 @@ def _check(intent: UploadIntent) -> None:
     check_keys(intent.keys, "uploaded")
     check_size(intent.size)
     if intent.replaces:
-        if len(intent.replaces) < 2:
-            raise Invalid(f"{described(intent)}: an aggregate is made of at least two dataranges")
+        if len(set(intent.replaces)) < max(2, len(intent.replaces)):
+            raise Invalid(f"{described(intent)}: an aggregate is made of at least two dataranges, each once")
         if intent.holder is not None:
             raise Invalid(f"{described(intent)}: no journal holds the keys of an aggregate")

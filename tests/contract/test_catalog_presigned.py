@@ -1,0 +1,141 @@
+"""What every catalog must do with uploads whose objects somebody else puts, through URLs."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+import pytest
+
+from datas3tfs.core.model import Upload, UploadId, UploadIntent
+from datas3tfs.core.names import staged_index_key
+from datas3tfs.core.spans import Span
+from datas3tfs.errors import Conflict, Invalid, NotFound
+from tests.harness.catalogs import ME, World, outcome
+
+
+def objects_of(upload: Upload) -> list[str]:
+    return sorted((upload.data_key, upload.index_key, staged_index_key(upload.data_key)))
+
+
+async def test_an_upload_in_flight_can_be_asked_for_by_its_id(world: World) -> None:
+    sources = [await world.commit(100, 110), await world.commit(110, 120)]
+    await world.here.leases.enrol(ME, "here:/journal")
+    for upload in (
+        await world.begin(0, 10),
+        await world.begin(10, 20, holder=ME),
+        await world.begin_presigned(20, 30),
+        await world.aggregate(*sources),
+        await world.aggregate(*sources, presigned=True),
+    ):
+        found = await world.there.uploads.pending(upload.id)
+        assert (found.upload, found.multipart) == (upload, None)
+        assert found.expires_ns > time.time_ns()
+
+
+async def test_what_is_not_in_flight_is_unknown_or_gone(world: World) -> None:
+    pending = world.there.uploads.pending
+    with pytest.raises(NotFound):
+        await pending(UploadId(1))  # nothing was ever begun
+    published, abandoned, swept = [await world.begin(start, start + 1) for start in range(3)]
+    await world.here.uploads.publish(published.id)
+    await world.here.uploads.abandon(abandoned.id)
+    world.expire(swept.id)
+    assert (await pending(swept.id)).upload == swept, "expired, but not swept yet"
+    await world.here.uploads.abandon_expired()
+    for upload in (published, abandoned, swept):
+        with pytest.raises(Conflict, match=str(upload.id)):
+            await pending(upload.id)
+    adopted = await world.here.dataranges.adopt(world.dataset_id, Span(50, 60), "x.tar", "x.index", 1)
+    for number in (0, -1, -adopted.id, swept.id + 1000):
+        with pytest.raises(NotFound):
+            await pending(UploadId(number))
+
+
+async def test_the_multipart_upload_is_remembered(world: World) -> None:
+    upload = await world.begin_presigned(0, 10)
+    for multipart in ("2~first", "2~second/+=", "x" * 1000):
+        await world.here.uploads.remember_multipart(upload.id, multipart)
+        assert (await world.there.uploads.pending(upload.id)).multipart == multipart
+    for hostile in ("", "a\nb", "a\0b", "\ud800"):
+        with pytest.raises(Invalid):
+            await world.here.uploads.remember_multipart(upload.id, hostile)
+    await world.here.uploads.abandon(upload.id)
+    with pytest.raises(Conflict, match=str(upload.id)):
+        await world.here.uploads.remember_multipart(upload.id, "2~third")
+
+
+async def test_it_lives_as_long_as_its_urls(world: World) -> None:
+    lives = []
+    for presigned in (False, True):
+        intent = UploadIntent(world.dataset_id, Span(10 * presigned, 10 * presigned + 1), 1)
+        upload = await world.here.uploads.begin(replace(intent, presigned=presigned))
+        begun = (await world.there.uploads.pending(upload.id)).expires_ns
+        world.expire(upload.id)
+        await world.here.uploads.renew(upload.id)
+        renewed = (await world.there.uploads.pending(upload.id)).expires_ns
+        assert 0 <= renewed - begun < 60e9
+        lives.append((begun - time.time_ns()) / 1e9)
+    assert 500 < lives[0] < 700
+    assert lives[1] > 24 * 3600
+
+
+async def test_abandoned_it_is_deleted_now_and_once_more_when_its_urls_are_dead(world: World) -> None:
+    upload = await world.begin_presigned(0, 10)
+    for _ in range(2):
+        await world.here.uploads.abandon(upload.id)
+    assert await world.due() == objects_of(upload)
+    await world.there.graveyard.buried([item.id for item in await world.there.graveyard.doomed(10)])
+    assert await world.due() == []
+    world.fall_due()
+    assert await world.due() == objects_of(upload), "a late PUT has perhaps brought them back"
+    await world.begin(0, 10)
+
+
+async def test_expired_it_is_deleted_once_as_its_urls_are_dead(world: World) -> None:
+    upload = await world.begin_presigned(0, 10)
+    world.expire(upload.id)
+    assert await world.there.uploads.abandon_expired() == 1
+    assert await world.due() == objects_of(upload)
+    world.fall_due()
+    assert await world.due() == objects_of(upload)
+
+
+async def test_unconfirmed_it_dooms_nothing(world: World) -> None:
+    upload = await world.here.uploads.begin(UploadIntent(world.dataset_id, Span(0, 1), 1, presigned=True))
+    await world.here.uploads.abandon(upload.id)
+    world.fall_due()
+    assert await world.due() == []
+
+
+async def test_published_it_leaves_only_the_staged_index_behind(world: World) -> None:
+    upload = await world.begin_presigned(0, 10)
+    for _ in range(2):
+        made = await world.here.uploads.publish(upload.id, 4711)
+        assert (made.data_key, made.index_key, made.size) == (upload.data_key, upload.index_key, 4711)
+    staged = staged_index_key(upload.data_key)
+    assert await world.due() == [staged]
+    world.fall_due()
+    assert await world.due() == [staged] * 2
+    assert staged not in (upload.data_key, upload.index_key)
+
+
+async def test_a_presigned_aggregate_dooms_its_sources_and_its_staged_index(world: World) -> None:
+    sources = [await world.commit(0, 10), await world.commit(10, 20)]
+    upload = await world.aggregate(*sources, presigned=True)
+    await world.here.uploads.publish(upload.id, 99)
+    staged = staged_index_key(upload.data_key)
+    assert await world.due() == [staged]
+    world.fall_due()
+    replaced = [key for source in sources for key in (source.data_key, source.index_key)]
+    assert await world.due() == sorted([staged, staged, *replaced])
+
+
+async def test_what_is_published_after_it_expired_is_swept_no_more(world: World) -> None:
+    upload = await world.begin_presigned(0, 10)
+    world.expire(upload.id)
+    await world.here.uploads.publish(upload.id)
+    assert await world.there.uploads.abandon_expired() == 0
+    world.fall_due()
+    assert await world.due() == [staged_index_key(upload.data_key)], "its URLs were dead already"
+    assert await outcome(lambda: world.there.uploads.renew(upload.id)) == "Conflict"
