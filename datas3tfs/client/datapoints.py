@@ -1,0 +1,77 @@
+"""Datapoints as a program gets them, and what holds their content.
+
+Content up to a limit is held in memory, larger in an unnamed temporary file. Concurrency: a datapoint
+belongs to whoever got it; `read` and `open` may be called as often as one likes.
+"""
+
+from __future__ import annotations
+
+import io
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, BinaryIO
+
+from datas3tfs.core.names import parse_datapoint_name
+
+
+class Content:
+    """Takes the content of one datapoint, *size* bytes; more than *limit* go to a file."""
+
+    def __init__(self, size: int, limit: int) -> None:
+        self._pieces: list[bytes] = []
+        self._file: IO[bytes] | None = tempfile.TemporaryFile() if size > limit else None  # noqa: SIM115 - unnamed: it goes with the last reference to it
+
+    def write(self, data: memoryview) -> None:
+        """Take the next bytes."""
+        if self._file is None:
+            self._pieces.append(bytes(data))
+        else:
+            self._file.write(data)
+
+    def read(self) -> bytes:
+        """Return all of it."""
+        if self._file is not None:
+            self._file.seek(0)
+            return self._file.read()
+        if len(self._pieces) > 1:
+            self._pieces = [b"".join(self._pieces)]
+        return self._pieces[0] if self._pieces else b""
+
+    def open(self) -> BinaryIO:
+        """Return a file to read it from."""
+        if self._file is None:
+            return io.BytesIO(self.read())
+        self._file.flush()
+        # Reopened, it has a position of its own; a copy of the descriptor would share this one's.
+        return Path(f"/proc/self/fd/{self._file.fileno()}").open("rb")
+
+
+@dataclass(frozen=True, slots=True)
+class Datapoint:
+    """One datapoint, its content at hand: whole, and checked against the checksum if the server knew it."""
+
+    key: int
+    name: str
+    size: int  # bytes
+    mtime_ns: int  # nanoseconds since the epoch
+    crc32c: int
+    _content: Content = field(repr=False, compare=False)
+
+    @property
+    def mtime(self) -> float:
+        """When its file was last changed, in seconds since the epoch."""
+        return self.mtime_ns / 1e9
+
+    @property
+    def extension(self) -> str:
+        """What follows the first dot of its name."""
+        return parse_datapoint_name(self.name).extension
+
+    def read(self) -> bytes:
+        """Return its content."""
+        return self._content.read()
+
+    def open(self) -> BinaryIO:
+        """Return its content as a file opened for reading; for large ones."""
+        return self._content.open()

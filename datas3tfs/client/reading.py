@@ -1,0 +1,160 @@
+"""Read the datapoints of some keys, in order, each whole and checked before anybody sees it.
+
+    server.locate (URLs) → flow (bytes, a few requests ahead) → walking (entries, checks)
+
+What goes wrong with a URL or with bytes is mended here: the server is asked again, from the first datapoint
+on that was not whole yet. That serves URLs that have expired, objects that were merged into others
+meanwhile, and bytes that were mangled on the way. Concurrency: each call is a generator of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+
+from datas3tfs.client.flow import Flows, Stretch
+from datas3tfs.client.server import Server
+from datas3tfs.client.storage import Refused
+from datas3tfs.client.walking import Mangled, Sink, Walked, Walker
+from datas3tfs.core.spans import Span
+from datas3tfs.errors import Conflict, Corrupt, Datas3tError, NotFound, Unavailable
+from datas3tfs.wire.answers import Segment
+
+_WINDOW = 1 << 16  # keys whose checksums are asked for at once: about 700 KB of JSON
+_ATTEMPTS = 3  # at the same datapoint
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """The next bytes of the TAR, and the datapoints they complete. *tail* of all bytes so far belong to one
+    that is not whole yet. If *restarted*, there are none: those of the tail come again."""
+
+    raw: bytes | bytearray
+    found: list[Walked]
+    tail: int
+    restarted: bool = False
+
+
+class _Trouble(Exception):
+    """Something that asking again may mend; *error* is what it was."""
+
+    def __init__(self, error: Datas3tError) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """Reads from one server."""
+
+    server: Server
+    flows: Flows
+
+    async def walk(
+        self, dataset: str, keys: Span, make_sink: Callable[[int], Sink]
+    ) -> AsyncGenerator[Step, None]:
+        """Yield the TAR of the datapoints of *keys* that exist, without its end, and each of them.
+
+        *make_sink* is given a size and returns what takes the content. Raises NotFound (there is none),
+        Conflict (there are others than at the beginning), Corrupt (still wrong after three attempts),
+        Unavailable.
+        """
+        known = await self.server.locate(dataset, keys, checksums=keys.length <= _WINDOW)
+        plan = _spans(known)
+        for window in _windows(plan):
+            segments = known if keys.length <= _WINDOW else None
+            troubles, at = 0, window[0].start
+            while at < window[-1].stop:
+                wanted = Span(at, window[-1].stop)
+                try:
+                    segments = segments or await self._locate_again(dataset, wanted, window)
+                    async with aclosing(self._walk_segments(segments, make_sink)) as steps:
+                        async for step in steps:
+                            if step.found:
+                                at, troubles = step.found[-1].key + 1, 0
+                            yield step
+                    break
+                except _Trouble as exc:
+                    troubles, segments = troubles + 1, None
+                    if troubles >= _ATTEMPTS:
+                        raise exc.error from None
+                    yield Step(b"", [], 0, restarted=True)
+
+    async def _locate_again(self, dataset: str, keys: Span, window: Sequence[Span]) -> list[Segment]:
+        """Return where *keys* lie now. Raises Conflict if they are not those of the plan any more."""
+        planned = [common for span in window if (common := span.intersection(keys))]
+        try:
+            segments = await self.server.locate(dataset, keys, checksums=True)
+        except NotFound:
+            segments = []
+        if _spans(segments) != planned:
+            raise Conflict(f"dataset {dataset} has changed while it was read, from key {keys.start} on")
+        return segments
+
+    async def _walk_segments(
+        self, segments: Sequence[Segment], make_sink: Callable[[int], Sink]
+    ) -> AsyncGenerator[Step, None]:
+        stretches = [Stretch(one.object_key, one.presigned_url, _bytes_of(one)) for one in segments]
+        walkers = [Walker(_keys_of(one), _crcs_of(one), make_sink) for one in segments]
+        current = 0
+        try:
+            async with aclosing(self.flows.stream(stretches)) as stream:
+                async for number, data in stream:
+                    if number != current:
+                        walkers[current].finish()
+                        current = number
+                    found = walkers[current].feed(data)
+                    yield Step(data, found, walkers[current].tail)
+            walkers[current].finish()
+        except Mangled as exc:
+            raise _Trouble(Corrupt(f"{segments[current].object_key}: {exc}")) from None
+        except Refused as exc:
+            raise _Trouble(Unavailable(f"{segments[current].object_key}: {exc}")) from None
+
+
+def _keys_of(segment: Segment) -> Span:
+    return Span(segment.first_datapoint, segment.last_datapoint + 1)
+
+
+def _crcs_of(segment: Segment) -> list[int | None] | None:
+    if segment.crc32c is not None and len(segment.crc32c) != _keys_of(segment).length:
+        raise Unavailable(f"{segment.object_key}: the server names checksums of other datapoints")
+    return segment.crc32c
+
+
+def _bytes_of(segment: Segment) -> Span:
+    first, dash, last = segment.range.removeprefix("bytes=").partition("-")
+    if not (dash and first.isdigit() and last.isdigit() and int(first) <= int(last)):
+        raise Unavailable(f"{segment.object_key}: the server names an impossible range")
+    return Span(int(first), int(last) + 1)
+
+
+def _spans(segments: Sequence[Segment]) -> list[Span]:
+    """Return the keys of *segments*, adjacent ones as one. Raises Unavailable if they are in no order."""
+    spans: list[Span] = []
+    for keys in map(_keys_of, segments):
+        if spans and keys.start < spans[-1].stop:
+            raise Unavailable("the server names datapoints that are not in order")
+        if spans and spans[-1].stop == keys.start:
+            spans[-1] = Span(spans[-1].start, keys.stop)
+        else:
+            spans.append(keys)
+    return spans
+
+
+def _windows(plan: Sequence[Span]) -> list[list[Span]]:
+    """Cut *plan* into groups of at most so many keys."""
+    windows: list[list[Span]] = [[]]
+    room = _WINDOW
+    for span in plan:
+        at = span.start
+        while at < span.stop:
+            if not room:
+                windows.append([])
+                room = _WINDOW
+            part = Span(at, min(span.stop, at + room))
+            windows[-1].append(part)
+            room -= part.length
+            at = part.stop
+    return windows

@@ -1,0 +1,144 @@
+"""Bytes to and from S3, through URLs the server has signed: one PUT, one range of an object.
+
+What comes is never trusted: a range must be announced as exactly that, and come to its end. Addresses show in
+no error. Not for where bytes come from or go to, and not for new URLs: a URL that S3 does not accept (any
+more) is `Refused`, and the caller asks the server for another. Concurrency: any number of transfers at once.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+
+import anyio
+import httpx
+
+from datas3tfs.client.connections import translated
+from datas3tfs.client.retrying import Again, Retrier
+from datas3tfs.client.tuning import Tuning
+from datas3tfs.core.names import printable
+from datas3tfs.core.spans import Span
+from datas3tfs.errors import Unavailable
+
+_CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)", re.ASCII)
+_CODE = re.compile(rb"<Code>\s*([A-Za-z0-9.]{1,64})\s*</Code>")
+_PASSES = frozenset({408, 429})
+_ERROR_DOCUMENT = 16 << 10  # bytes read of one
+
+Body = Callable[[], AsyncIterator[bytes]]  # gives the same bytes each time it is asked
+Advance = Callable[[int], None]
+
+
+class Refused(Exception):
+    """S3 does not accept the URL: it has expired, or what it names is gone. Never leaves this package."""
+
+
+class Storage:
+    """S3, as far as URLs reach."""
+
+    def __init__(self, pool: httpx.AsyncClient, retrier: Retrier, tuning: Tuning) -> None:
+        self._pool = pool
+        self._retrier = retrier
+        self._tuning = tuning
+
+    async def put(self, what: str, url: str, body: Body, size: int, reached: Callable[[int], None]) -> str:
+        """Store *size* bytes; return S3's ETag. *reached* hears how many each attempt has sent so far.
+
+        Raises Refused, Unavailable, and what *body* raises.
+        """
+
+        async def content() -> AsyncIterator[bytes]:
+            sent = 0
+            async for chunk in body():
+                yield chunk
+                sent += len(chunk)
+                reached(sent)
+
+        async def attempt() -> str:
+            with translated(), _in_time(self._tuning.allowance(size)):
+                headers = {"Content-Length": str(size), "Accept-Encoding": "identity"}
+                response = await self._pool.put(url, content=content(), headers=headers)
+            if response.status_code != 200:
+                raise _refusal(response.status_code, response.content)
+            if "ETag" not in response.headers:
+                raise Again("S3 answered without an ETag")
+            return response.headers["ETag"]
+
+        return await self._retrier.run(what, attempt)
+
+    async def fetch(self, what: str, url: str, span: Span, into: bytearray) -> None:
+        """Append the bytes *span* of an object to *into*, which may have the first of them already.
+
+        An attempt goes on where the one before broke off. Raises Refused, Unavailable.
+        """
+        have = len(into)
+
+        async def attempt() -> None:
+            left = Span(span.start + len(into) - have, span.stop)
+            if left:
+                with translated(), _in_time(self._tuning.allowance(left.length)):
+                    await self._get(url, left, into)
+
+        await self._retrier.run(what, attempt, reached=lambda: len(into))
+
+    async def _get(self, url: str, span: Span, into: bytearray) -> None:
+        headers = {"Range": f"bytes={span.start}-{span.last}", "Accept-Encoding": "identity"}
+        async with self._pool.stream("GET", url, headers=headers) as response:
+            if response.status_code not in (200, 206):
+                raise _refusal(response.status_code, await _beginning(response))
+            _check_range(span, response)
+            left = span.length
+            async for chunk in response.aiter_raw():
+                left -= len(chunk)
+                if left < 0:
+                    raise Again("more bytes came than were announced")
+                into += chunk
+        if left:
+            raise Again(f"{span.length - left} bytes came, {span.length} were announced")
+
+
+@contextmanager
+def _in_time(seconds: float) -> Iterator[None]:
+    """Give the block *seconds*; after that, it is tried again."""
+    with anyio.move_on_after(seconds) as scope:
+        yield
+    if scope.cancelled_caught:
+        raise Again(f"too slow: not done within {seconds:.0f} s")
+
+
+def _check_range(span: Span, response: httpx.Response) -> None:
+    """Raise Again unless the answer announces exactly *span*. Status 200 with a right Content-Range is
+    rclone's way to answer; the whole object, an error page or another range must not pass for it."""
+    headers = response.headers
+    if headers.get("Content-Encoding", "identity").strip().lower() not in ("identity", ""):
+        raise Again("the body came encoded, not as it is stored")
+    if "Transfer-Encoding" in headers:
+        raise Again("the body came in chunks, not with a length")
+    match = _CONTENT_RANGE.fullmatch(headers.get("Content-Range", "").strip())
+    if match is None:
+        raise Again(f"status {response.status_code} without a usable Content-Range")
+    if (int(match[1]), int(match[2])) != (span.start, span.last):
+        raise Again(f"bytes {match[1]}-{match[2]} came, {span.start}-{span.last} were asked for")
+    if headers.get("Content-Length", "").strip() != str(span.length):
+        raise Again("the announced length is not that of the range asked for")
+
+
+def _refusal(status: int, document: bytes) -> Exception:
+    match = _CODE.search(document)
+    code = match[1].decode("ascii") if match else ""
+    said = f"S3 answered {status}{f' {code}' if code else ''}"
+    if status in _PASSES or status >= 500 or code == "RequestTimeout":
+        return Again(said)
+    if 300 <= status < 400:
+        return Unavailable(f"{said}: a redirect; the bucket's endpoint or region is not right")
+    return Refused(printable(said)) if status >= 400 else Again(said)
+
+
+async def _beginning(response: httpx.Response) -> bytes:
+    document = b""
+    async for chunk in response.aiter_raw():
+        document += chunk
+        if len(document) >= _ERROR_DOCUMENT:
+            break
+    return document
