@@ -1,1 +1,1 @@
-"""S3: the adapter behind ports.ObjectStore and ports.Stores. Start at stores.open_stores."""
+"""S3: the adapter behind ports.WholeStore and ports.WholeStores. Start at stores.open_stores."""

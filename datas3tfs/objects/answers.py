@@ -11,13 +11,15 @@ import re
 from dataclasses import dataclass
 
 from datas3tfs.core.spans import Span
-from datas3tfs.errors import Corrupt, Datas3tError, NotFound, Unavailable
+from datas3tfs.errors import Corrupt, Datas3tError, Invalid, NotFound, Unavailable
 
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19})", re.ASCII)
 _CONTENT_LENGTH = re.compile(r"\d{1,19}", re.ASCII)
 _CODE = re.compile(rb"<Code>\s*([A-Za-z0-9.]{1,64})\s*</Code>")
 _PAGES = ("text/html", "text/xml", "application/xml", "application/xhtml+xml", "multipart/")
 _NO_OBJECT = frozenset({"NoSuchKey", "NoSuchVersion", "404"})  # "404": a HEAD has no body to name a code
+# Of CompleteMultipartUpload; such an error may also come in the body of an answer with status 200.
+_REFUSED_PARTS = frozenset({"InvalidPart", "InvalidPartOrder", "EntityTooSmall", "MalformedXML"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +101,10 @@ def refusal(subject: str, status: int, code: str) -> Datas3tError:
     """
     if status == 404 and code in _NO_OBJECT:
         return NotFound(f"{subject}: no such object")
+    if code == "NoSuchUpload":
+        return NotFound(f"{subject}: no such multipart upload")
+    if code in _REFUSED_PARTS:
+        return Invalid(f"{subject}: S3 refuses the parts ({code})")
     if status == 416:
         return Corrupt(f"{subject}: shorter than it must be (status 416)")
     return Unavailable(f"{subject}: S3 answered {status}{f' {code}' if code else ''}")

@@ -49,14 +49,6 @@ class Client:
                 self._client = self._make()
             return self._client
 
-    def presign(self, key: str) -> str:
-        """Return a signed GET address of *key*; any Range header may go with it."""
-        params = {"Bucket": self._spec.bucket, "Key": key}
-        url: str = self().generate_presigned_url(
-            "get_object", Params=params, ExpiresIn=self._settings.presign_life
-        )
-        return url
-
     def close(self) -> None:
         """Close its connections, if it was ever made."""
         with _MAKING:

@@ -1,6 +1,6 @@
 """The buckets' stores, one per bucket, made once; and the two things done to a bucket as such.
 
-Not for what a store does (bucket.py, retries.py, upload.py). Concurrency: the event loop's; `store`
+Not for what a store does (store.py). Concurrency: the event loop's; `store`
 looks again after its only wait, so that a bucket asked for twice at once still has one store.
 """
 
@@ -17,15 +17,16 @@ from datas3tfs.core.model import Bucket as RegisteredBucket
 from datas3tfs.core.model import BucketId, BucketSpec
 from datas3tfs.errors import Unavailable
 from datas3tfs.objects.bucket import Bucket
-from datas3tfs.objects.retries import Retrier, RetryingStore
+from datas3tfs.objects.retries import Retrier
 from datas3tfs.objects.settings import S3Settings
+from datas3tfs.objects.store import RetryingStore
 from datas3tfs.objects.translate import quiet_libraries
 
 Lookup = Callable[[BucketId], Awaitable[RegisteredBucket]]
 
 
 class S3Stores:
-    """ports.Stores over S3; made by `open_stores`."""
+    """ports.Stores and ports.WholeStores over S3; made by `open_stores`."""
 
     def __init__(
         self, lookup: Lookup, settings: S3Settings, counters: Counters, random: Callable[[], float]
@@ -40,7 +41,7 @@ class S3Stores:
         self._stores: dict[BucketId, RetryingStore] = {}
 
     async def store(self, bucket_id: BucketId) -> RetryingStore:
-        """See ports.Stores; raises what the lookup raises."""
+        """See ports.WholeStores; raises what the lookup raises."""
         if bucket_id not in self._stores:
             spec = (await self._lookup(bucket_id)).spec
             if bucket_id not in self._stores:

@@ -33,6 +33,8 @@ def translated(subject: str) -> Iterator[None]:
         raise Unavailable(f"{subject}: {_reason(exc)}") from exc
     except (net.HTTPError, OSError) as exc:
         raise Unavailable(f"{subject}: {_reason(exc)}") from None
+    except ValueError as exc:  # botocore's parser: a word where a number should be
+        raise Unavailable(f"{subject}: the answer makes no sense") from exc
 
 
 def status_of(exc: boto.ClientError) -> int:

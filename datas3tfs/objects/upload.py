@@ -10,20 +10,21 @@ place before it takes the next part into memory. The first failure stops all.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Protocol, TypeVar
 
 import trio
 
 from datas3tfs.core.spans import Span
-from datas3tfs.errors import Datas3tError
-from datas3tfs.objects.bucket import Bucket, PartTag, UploadHandle
+from datas3tfs.errors import Datas3tError, Invalid, NotFound, Unavailable
+from datas3tfs.objects.bucket import Bucket
+from datas3tfs.objects.multipart import Multiparts, PartTag, UploadHandle
 from datas3tfs.objects.parts import Cutter, plan_parts
 from datas3tfs.objects.settings import S3Settings
 
 # Servers put parts together when asked to complete: AWS within seconds, others copy at disk speed.
-_ASSEMBLY_RATE = 64  # times S3Settings.slowest_rate: 16 MiB/s
+ASSEMBLY_RATE = 64  # times S3Settings.slowest_rate: 16 MiB/s
 
 T = TypeVar("T")
 
@@ -57,24 +58,27 @@ async def _in_parts(
 ) -> None:
     handle: UploadHandle | None = None
     try:
-        handle = await run(f"begin {key}", lambda: bucket.begin(key))
-        sender = _Sender(bucket, run, key, handle, plan_parts(size, settings.part_size))
+        handle = await run(f"begin {key}", lambda: bucket.multiparts.begin(key))
+        sender = _Sender(bucket.multiparts, run, key, handle, plan_parts(size, settings.part_size))
         tags = await sender.send(cutter, settings.parts_in_flight)
-        await _complete(bucket, run, key, handle, tags, size)
+        with _dropped(key):
+            await complete(bucket, run, key, handle, list(enumerate(tags, start=1)), size)
     except BaseException:
         # Shielded, for this is most needed when cancelled. What it leaves behind, `delete` finds.
         with trio.move_on_after(settings.attempt_timeout, shield=True), suppress(Datas3tError):
             # Without a handle, one may have been made that we were not told of.
-            for left in [handle] if handle else await bucket.unfinished(key):
-                await bucket.abort(key, left)
+            for left in [handle] if handle else await bucket.multiparts.unfinished(key):
+                await bucket.multiparts.abort(key, left)
         raise
 
 
 class _Sender:
     """Sends the parts of one upload."""
 
-    def __init__(self, bucket: Bucket, run: Run, key: str, handle: UploadHandle, parts: list[Span]) -> None:
-        self._bucket = bucket
+    def __init__(
+        self, multiparts: Multiparts, run: Run, key: str, handle: UploadHandle, parts: list[Span]
+    ) -> None:
+        self._multiparts = multiparts
         self._run = run
         self._key = key
         self._handle = handle
@@ -102,9 +106,10 @@ class _Sender:
     ) -> None:
         what = f"store {self._key} part {number} of {len(self._parts)}"
         try:
-            self._tags[number] = await self._run(
-                what, lambda: self._bucket.put_part(self._key, self._handle, number, body), len(body)
-            )
+            with _dropped(self._key):
+                self._tags[number] = await self._run(
+                    what, lambda: self._multiparts.put_part(self._key, self._handle, number, body), len(body)
+                )
         except Exception as exc:
             self._fail(exc, nursery)
         finally:
@@ -117,10 +122,14 @@ class _Sender:
         nursery.cancel_scope.cancel()
 
 
-async def _complete(
-    bucket: Bucket, run: Run, key: str, handle: UploadHandle, tags: list[PartTag], size: int
+async def complete(
+    bucket: Bucket, run: Run, key: str, handle: UploadHandle, tags: Sequence[tuple[int, PartTag]], size: int
 ) -> None:
-    """Make the parts an object. If an answer was lost, the second try finds the upload gone: then look."""
+    """Make the parts, (number, tag) ascending, the object *key* of *size* bytes, unless it is there.
+
+    If an answer was lost, the second try looks first; if the upload is gone, any try does. Raises
+    NotFound (no such upload, nor such an object), Invalid (S3 refuses the parts), Unavailable.
+    """
     uncertain = False
 
     async def attempt() -> None:
@@ -128,13 +137,26 @@ async def _complete(
         if uncertain and await _is_there(bucket, key, size):
             return
         uncertain = True
-        await bucket.complete(key, handle, tags)
+        try:
+            await bucket.multiparts.complete(key, handle, tags)
+        except NotFound:
+            if not await _is_there(bucket, key, size):
+                raise
 
-    await run(f"complete {key}", attempt, size // _ASSEMBLY_RATE)
+    await run(f"complete {key}", attempt, size // ASSEMBLY_RATE)
 
 
 async def _is_there(bucket: Bucket, key: str, size: int) -> bool:
     try:
         return await bucket.size(key) == size
-    except Datas3tError:
+    except NotFound:
         return False
+
+
+@contextmanager
+def _dropped(key: str) -> Iterator[None]:
+    """Whoever streams knows no parts: that somebody aborted the upload, or S3 lost some, is an outage."""
+    try:
+        yield
+    except (NotFound, Invalid) as exc:
+        raise Unavailable(f"store {key}: S3 has dropped the upload: {exc}") from exc

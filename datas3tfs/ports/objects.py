@@ -46,7 +46,8 @@ class ObjectStore(Protocol):
 
 class SharedStore(Protocol):
     """One bucket, for what others put and get through presigned URLs: nothing but the host is signed, and
-    they live `url_life` seconds. Answers are checked as an ObjectStore's are; raises Unavailable besides."""
+    each lives `url_life` seconds from when it was asked for. Whoever has a URL needs nothing else: it is a
+    secret. Answers are checked as an ObjectStore's are; raises Unavailable besides."""
 
     async def get_url(self, key: str) -> str:
         """Return a URL to get the object *key*, or any range of it."""
@@ -73,7 +74,8 @@ class SharedStore(Protocol):
         self, key: str, multipart: str, tags: Sequence[tuple[int, str]], size: int
     ) -> None:
         """Make the parts, (number, tag) ascending, the object *key* of *size* bytes. Doing it again does
-        nothing. Raises NotFound (no such multipart upload), Invalid (S3 refuses the parts), Unavailable."""
+        nothing; whether the object has *size* bytes is looked at only if the upload is gone. Raises NotFound
+        (no such multipart upload, nor such an object), Invalid (S3 refuses the parts), Unavailable."""
         ...
 
     async def abort_multipart(self, key: str, multipart: str) -> None:
@@ -85,12 +87,14 @@ class PartStore(Protocol):
     """One bucket, for objects made of parts of others."""
 
     async def put_part(self, key: str, multipart: str, number: int, body: bytes) -> str:
-        """Store part *number* (from 1) of a multipart upload; return its tag. Raises Unavailable."""
+        """Store part *number* (from 1) of a multipart upload; return its tag. Raises NotFound (no such
+        multipart upload), Unavailable."""
         ...
 
     async def copy_part(self, key: str, multipart: str, number: int, source: str, span: Span) -> str | None:
         """Make the bytes *span* of the object *source* that part, without fetching them; return its tag, or
-        None if this store cannot do that. Raises NotFound (*source*), Unavailable."""
+        None if this store cannot do that: then `put_part` it. At most 5 GiB, and not of an object of 5 MiB or
+        less (S3's rules). Raises NotFound (*source*, or no such multipart upload), Unavailable."""
         ...
 
 
@@ -98,7 +102,8 @@ class Listing(Protocol):
     """One bucket, for looking through it."""
 
     def listed(self, prefix: str) -> AsyncIterator[Found]:
-        """Yield the objects whose keys begin with *prefix*, by key, a page at a time. Raises Unavailable."""
+        """Yield the objects whose keys begin with *prefix*, by key, a page at a time; what comes or goes
+        meanwhile may be there or not. Raises Unavailable."""
         ...
 
 

@@ -19,8 +19,8 @@ from datas3tfs.core.counters import Counters
 from datas3tfs.core.model import Bucket, BucketId
 from datas3tfs.core.spans import Span
 from datas3tfs.errors import Corrupt, Datas3tError, NotFound, Unavailable
-from datas3tfs.objects.retries import RetryingStore
 from datas3tfs.objects.settings import S3Settings
+from datas3tfs.objects.store import RetryingStore
 from datas3tfs.objects.stores import check_bucket, open_stores
 from tests.harness.faultproxy import Fault, FaultProxy, Kind
 from tests.harness.s3 import S3Server

@@ -18,7 +18,7 @@ import trio
 
 from datas3tfs.core.model import BucketId, Found, Part
 from datas3tfs.core.spans import Span
-from datas3tfs.errors import Corrupt, Invalid, NotFound
+from datas3tfs.errors import Corrupt, Invalid, NotFound, Unavailable
 from datas3tfs.ports import WholeStore
 
 MIB = 1 << 20
@@ -182,7 +182,7 @@ class MemoryStore:
         await trio.lowlevel.checkpoint()
         self.multiparts.pop(multipart, None)
 
-    # Parts
+    # Parts and listings
 
     async def put_part(self, key: str, multipart: str, number: int, body: bytes) -> str:
         """See ports.PartStore."""
@@ -193,12 +193,14 @@ class MemoryStore:
     async def copy_part(self, key: str, multipart: str, number: int, source: str, span: Span) -> str | None:
         """See ports.PartStore."""
         await trio.lowlevel.checkpoint()
+        parts = self._multipart(key, multipart).parts
         if not self.can_copy:
+            parts[number] = b""  # what such a server makes of the request
             return None
         body = self._object(source)
-        if span.start < 0 or span.stop > len(body):
-            raise Corrupt(f"{source}: {len(body)} bytes long, {span.start}..{span.stop} asked for")
-        self._multipart(key, multipart).parts[number] = body[span.start : span.stop]
+        if not 0 <= span.start < span.stop <= len(body) or len(body) <= self.least_part:
+            raise Unavailable(f"{source}: {span.start}..{span.stop} of {len(body)} bytes cannot be copied")
+        parts[number] = body[span.start : span.stop]
         return tag_of(body[span.start : span.stop])
 
     async def listed(self, prefix: str) -> AsyncIterator[Found]:

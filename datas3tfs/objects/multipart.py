@@ -1,0 +1,141 @@
+"""The multipart uploads of one bucket, one request per call (a listing: one per page).
+
+Not for retries (retries.py), nor for cutting a stream into parts (upload.py). Concurrency: the event
+loop's; see calls.py. A part that arrives late is harmless: it is the same part again, or its
+upload is gone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+from datas3tfs.core.counters import Counters
+from datas3tfs.core.model import Part
+from datas3tfs.core.spans import Span
+from datas3tfs.errors import NotFound, Unavailable
+from datas3tfs.objects.calls import Calls, Reply, confirmed
+
+UploadHandle = str  # S3's UploadId
+PartTag = str  # S3's ETag of a part
+
+BINARY = "application/octet-stream"
+_CANNOT_LIST = frozenset({400, 404, 405, 501})  # rclone: 404 NoSuchUpload where there are none
+_CANNOT_COPY = frozenset({405, 501})  # MethodNotAllowed, NotImplemented
+
+
+class Multiparts:
+    """Single attempts. What concerns an upload that is completed, aborted or never was raises NotFound."""
+
+    def __init__(self, calls: Calls, counters: Counters, page: int) -> None:
+        self._calls = calls
+        self._counters = counters
+        self._page = page  # how many parts to list at once
+        self._copies = True  # until the server shows that it cannot
+
+    async def begin(self, key: str) -> UploadHandle:
+        """Begin a multipart upload. Raises Unavailable."""
+        self._counters.add("s3.multipart")
+        answer = await self._calls(key, "create_multipart_upload", Key=key, ContentType=BINARY)
+        return confirmed(key, answer, "UploadId")
+
+    async def put_part(self, key: str, handle: UploadHandle, number: int, body: bytes | bytearray) -> PartTag:
+        """Store part *number* (from 1). Raises NotFound, Unavailable."""
+        self._counters.add("s3.put")
+        asked: dict[str, Any] = {"Key": key, "UploadId": handle, "PartNumber": number, "Body": body}
+        tag = confirmed(key, await self._calls(key, "upload_part", **asked), "ETag")
+        self._counters.add("s3.put_bytes", len(body))
+        return tag
+
+    async def copy_part(
+        self, key: str, handle: UploadHandle, number: int, source: str, span: Span
+    ) -> PartTag | None:
+        """See ports.PartStore. Raises NotFound (*source*, or the upload), Unavailable."""
+        if not self._copies:
+            return None
+        self._counters.add("s3.copy")
+        answer = await self._calls(
+            source,
+            "upload_part_copy",
+            patient=True,
+            tolerate=_CANNOT_COPY,
+            Key=key,
+            UploadId=handle,
+            PartNumber=number,
+            CopySource={"Bucket": self._calls.bucket, "Key": source},
+            CopySourceRange=f"bytes={span.start}-{span.last}",
+        )
+        self._copies = _knows_copies(source, answer)
+        return confirmed(source, answer["CopyPartResult"], "ETag") if self._copies else None
+
+    async def parts(self, key: str, handle: UploadHandle) -> list[Part]:
+        """Return the parts that have arrived, by number. Raises NotFound, Unavailable."""
+        found: list[Part] = []
+        more: dict[str, Any] = {"MaxParts": self._page}
+        while True:
+            self._counters.add("s3.list")
+            page = await self._calls(key, "list_parts", Key=key, UploadId=handle, **more)
+            confirmed(key, page, "UploadId")
+            parts = _ascending(key, found, [_part(key, entry) for entry in page.get("Parts", [])])
+            found += parts
+            if not page.get("IsTruncated"):
+                return found
+            if not parts:
+                raise Unavailable(f"{key}: the server's list of parts does not end")
+            more["PartNumberMarker"] = found[-1].number
+
+    async def complete(self, key: str, handle: UploadHandle, tags: Sequence[tuple[int, PartTag]]) -> None:
+        """Make the parts, (number, tag) ascending, one object. Raises NotFound, Invalid, Unavailable."""
+        self._counters.add("s3.multipart")
+        parts = [{"PartNumber": number, "ETag": tag} for number, tag in tags]
+        asked: dict[str, Any] = {"Key": key, "UploadId": handle, "MultipartUpload": {"Parts": parts}}
+        answer = await self._calls(key, "complete_multipart_upload", patient=True, **asked)
+        confirmed(key, answer, "ETag")
+
+    async def abort(self, key: str, handle: UploadHandle) -> None:
+        """Drop a multipart upload and its parts; it may be gone already. Raises Unavailable."""
+        self._counters.add("s3.multipart")
+        with suppress(NotFound):
+            await self._calls(key, "abort_multipart_upload", Key=key, UploadId=handle)
+
+    async def unfinished(self, key: str) -> list[UploadHandle]:
+        """Return the unfinished multipart uploads of exactly *key*; [] if the server cannot say."""
+        found: list[UploadHandle] = []
+        more: dict[str, Any] = {}
+        while True:
+            self._counters.add("s3.list")
+            page = await self._calls(key, "list_multipart_uploads", tolerate=_CANNOT_LIST, Prefix=key, **more)
+            found += [upload["UploadId"] for upload in page.get("Uploads", []) if upload["Key"] == key]
+            if not page.get("IsTruncated") or "NextUploadIdMarker" not in page:
+                return found
+            more = {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page["NextUploadIdMarker"]}
+
+
+def _knows_copies(source: str, answer: Reply) -> bool:
+    """Say whether the server knows copies at all. Raises Unavailable if it is not S3 that answered.
+
+    A server that does not know the header x-amz-copy-source takes the request for a part without a
+    body, and says so with an ETag in the head of its answer (rclone's): that part must be stored again.
+    """
+    if not answer:
+        return False  # one of _CANNOT_COPY
+    if answer.get("CopyPartResult", {}).get("ETag"):
+        return True
+    if "etag" in answer.get("ResponseMetadata", {}).get("HTTPHeaders", {}):
+        return False
+    raise Unavailable(f"{source}: the answer does not confirm the copy (no CopyPartResult)")
+
+
+def _part(key: str, entry: Reply) -> Part:
+    number, size = entry.get("PartNumber"), entry.get("Size")
+    if not isinstance(number, int) or not isinstance(size, int) or size < 0:
+        raise Unavailable(f"{key}: the server's list of parts makes no sense")
+    return Part(number, size, confirmed(key, entry, "ETag"))
+
+
+def _ascending(key: str, before: list[Part], parts: list[Part]) -> list[Part]:
+    numbers = [part.number for part in before[-1:] + parts]
+    if numbers != sorted(set(numbers)) or (numbers and numbers[0] < 1):
+        raise Unavailable(f"{key}: the server's list of parts is not in order")
+    return parts
