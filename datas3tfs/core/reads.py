@@ -47,21 +47,22 @@ def plan_read(entry: Entry, offset: int, size: int) -> list[Piece]:
 
 def piece_start(index: Index, position: int) -> int:
     """Return *position*, or the start of the piece it would cut in two."""
-    found = _piece_at(index, position)
+    found = piece_at(index, position)[2]
     return found.span.start if position in found.span else position
 
 
 def piece_stop(index: Index, position: int) -> int:
     """Return *position*, or the end of the piece it would cut in two."""
-    found = _piece_at(index, position)
+    found = piece_at(index, position)[2]
     return found.span.stop if found.span.start < position < found.span.stop else position
 
 
-def _piece_at(index: Index, position: int) -> Piece:
-    """Return the last piece that starts at or before *position*, or the first of all."""
-    entry = index.entry(index.slot_at(position))
+def piece_at(index: Index, position: int) -> tuple[int, Entry, Piece]:
+    """Return (slot, entry, piece) of the last piece that starts at or before *position*, or the first."""
+    slot = index.slot_at(position)
+    entry = index.entry(slot)
     inside = max(0, position - entry.content.start)
-    return piece(entry, min(inside // CHUNK, piece_count(entry) - 1))
+    return slot, entry, piece(entry, min(inside // CHUNK, piece_count(entry) - 1))
 
 
 def cut(index: Index, span: Span, limit: int) -> list[Span]:
