@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from typing import TypeVar
+from collections.abc import AsyncIterator, Callable, Iterator
 
 import pytest
 import trio
@@ -16,10 +15,8 @@ from datas3tfs.core.model import BucketSpec, DatasetId, Lease, UploadIntent
 from datas3tfs.core.spans import Span
 from datas3tfs.errors import Conflict, NotFound, Unavailable
 from tests.harness.catalogs import ME
-from tests.harness.pgproxy import Fate, open_pgproxy
+from tests.harness.pgproxy import CommitsUnheard, Fate, open_pgproxy
 from tests.harness.postgres import PostgresServer
-
-T = TypeVar("T")
 
 KEY = generate_key()
 SPEC = BucketSpec("store", "127.0.0.1:9000", "bucket-1", "access", "secret")
@@ -151,26 +148,6 @@ async def test_an_unknown_commit_is_looked_up(pg_url: str) -> None:
         assert await catalog.reader.dataranges(intent.dataset_id) == [made]
         with pytest.raises(Conflict):
             await catalog.uploads.begin(intent)
-
-
-class CommitsUnheard:
-    """A judge: each time it is armed, one COMMIT succeeds and the client does not hear of it."""
-
-    def __init__(self) -> None:
-        self.armed = False
-
-    def __call__(self, kind: bytes, body: bytes) -> Fate:
-        if self.armed and kind == b"C" and body == b"COMMIT\0":
-            self.armed = False
-            return Fate.BREAK
-        return Fate.PASS
-
-    async def during(self, call: Awaitable[T]) -> T:
-        """Return what *call* does, its COMMIT unheard."""
-        self.armed = True
-        result = await call
-        assert not self.armed, "there was no COMMIT"
-        return result
 
 
 async def held(catalog: Catalog) -> list[tuple[int, int, bool]]:

@@ -11,13 +11,16 @@ from __future__ import annotations
 import queue
 import struct
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from enum import Enum, auto
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 import trio
+
+T = TypeVar("T")
 
 _CHUNK = 1 << 16
 _GONE = (trio.BrokenResourceError, trio.ClosedResourceError)  # either end hung up: so does the other
@@ -55,6 +58,49 @@ Witness = Callable[[Statement], bool]  # True: hang up on both sides here
 def indifferent(statement: Statement) -> bool:
     """Let every statement pass."""
     return False
+
+
+class CommitsUnheard:
+    """A judge: each time it is armed, one COMMIT succeeds and the client does not hear of it."""
+
+    def __init__(self) -> None:
+        self._armed = False
+        self._meanwhile: Callable[[], object] | None = None
+
+    def __call__(self, kind: bytes, body: bytes) -> Fate:
+        if self._armed and kind == b"C" and body == b"COMMIT\0":
+            self._armed = False
+            if self._meanwhile is not None:
+                self._meanwhile()
+            return Fate.BREAK
+        return Fate.PASS
+
+    async def during(self, call: Awaitable[T], meanwhile: Callable[[], object] | None = None) -> T:
+        """Return what *call* does, its COMMIT unheard; *meanwhile* is called before it can try again."""
+        self._armed, self._meanwhile = True, meanwhile
+        result = await call
+        assert not self._armed, "there was no COMMIT"
+        return result
+
+
+class CommitsLost:
+    """A witness: each time it is armed, one COMMIT does not reach the server."""
+
+    def __init__(self) -> None:
+        self._armed = False
+
+    def __call__(self, statement: Statement) -> bool:
+        if self._armed and statement.text.startswith("COMMIT") and not statement.answered:
+            self._armed = False
+            return True
+        return False
+
+    async def during(self, call: Awaitable[T]) -> T:
+        """Return what *call* does, its COMMIT lost."""
+        self._armed = True
+        result = await call
+        assert not self._armed, "there was no COMMIT"
+        return result
 
 
 @dataclass(slots=True)
