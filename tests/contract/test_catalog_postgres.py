@@ -23,6 +23,7 @@ from tests.harness.postgres import PostgresServer
 KEY = generate_key()
 SPEC = BucketSpec("store", "127.0.0.1:9000", "bucket-1", "the-access-key", "the-secret-key")
 VERSION_1 = Path(__file__).with_name("schema-1.sql")
+VERSION_2 = Path(__file__).with_name("schema-2.sql")
 CLAIM = "INSERT INTO key_claims (dataset_id, first_key, last_key) VALUES"
 COUNT = "SELECT count(*) FROM"
 
@@ -136,6 +137,49 @@ async def test_a_datarange_that_goes_frees_its_keys_and_is_noticed(
     postgres.sql(database_of(db_url), "DELETE FROM key_claims; DELETE FROM datasets")
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        "replaces = NULL",
+        "claim_id = (SELECT id FROM key_claims WHERE first_key = 0)",
+        f"lease_holder = '{ME}'",
+        "number_of_datapoints = 0",
+        "data_size = -1",
+        "dataset_id = 99",
+    ],
+)
+async def test_the_schema_itself_protects_aggregates(
+    postgres: PostgresServer, db_url: str, change: str
+) -> None:
+    cats, sources = await published(db_url, (0, 10), (10, 20))
+    async with open_catalog(db_url, KEY, Counters()) as catalog:
+        await catalog.leases.enrol(ME, "here:/journal")
+        replaces = tuple(source.id for source in sources)
+        await catalog.uploads.begin(UploadIntent(cats, Span(0, 20), 1, replaces=replaces))
+    with pytest.raises(RuntimeError, match="violates"):
+        postgres.sql(database_of(db_url), f"UPDATE datarange_uploads SET {change}")
+    postgres.sql(database_of(db_url), "DELETE FROM dataranges")
+    with pytest.raises(RuntimeError, match="violates"):
+        postgres.sql(database_of(db_url), "DELETE FROM datasets")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        "'a', ''",
+        "'a', sha256('x') || 'y'",
+        "'a b', sha256('x')",
+        "'there', sha256('x')",
+        "'a', sha256('there')",
+    ],
+)
+async def test_the_schema_itself_protects_tokens(postgres: PostgresServer, db_url: str, values: str) -> None:
+    add = "INSERT INTO api_tokens (can_write, name, digest) VALUES (true, {})"
+    postgres.sql(database_of(db_url), add.format("'there', sha256('there')"))
+    with pytest.raises(RuntimeError, match="violates"):
+        postgres.sql(database_of(db_url), add.format(values))
+
+
 async def test_migrating_again_and_by_many_at_once(postgres: PostgresServer) -> None:
     with postgres.database(migrated=False) as url:
         async with trio.open_nursery() as nursery:
@@ -208,10 +252,66 @@ async def test_a_database_of_version_1_is_brought_to_this_one(postgres: Postgres
             assert len(await catalog.leases.held(ME)) == 3
 
 
+VERSION_2_ROWS = (
+    VERSION_1_ROWS
+    + f"""
+    INSERT INTO lease_holders (id, place, expires_at) VALUES ('{ME}', 'here:/journal', now() + '1 hour');
+    INSERT INTO key_claims (dataset_id, first_key, last_key) VALUES (1, 50, 59), (1, 60, 69);
+    INSERT INTO key_leases (dataset_id, claim_id, first_key, last_key, holder, accepted)
+    VALUES (1, 4, 50, 59, '{ME}', true);
+    INSERT INTO datarange_uploads (dataset_id, claim_id, data_object_key, index_object_key,
+                                   first_datapoint_index, number_of_datapoints, data_size, expires_at,
+                                   confirmed, lease_holder)
+    VALUES (1, 5, 'd.tar', 'd.index.zst', 60, 10, 5, now() + '1 hour', true, '{ME}');
+    INSERT INTO objects_to_delete (s3_bucket_id, object_key) VALUES (1, 'old.tar');
+"""
+)
+
+
+async def test_a_database_of_version_2_is_brought_to_this_one(postgres: PostgresServer, db_url: str) -> None:
+    with postgres.database(migrated=False) as url:
+        postgres.sql(database_of(url), VERSION_2.read_text() + VERSION_2_ROWS)
+        kept = "key_claims, key_leases, dataranges, lease_holders, objects_to_delete, datasets, s3_buckets"
+        rows = ";".join(f"TABLE {table} ORDER BY 1" for table in kept.split(", "))
+        before = postgres.sql(database_of(url), rows)
+        for _ in range(2):
+            async with trio.open_nursery() as nursery:
+                for _ in range(3):
+                    nursery.start_soon(migrate, url)
+            assert postgres.sql(database_of(url), "SELECT version FROM schema_info") == str(SCHEMA_VERSION)
+            assert structure(postgres, url) == structure(postgres, db_url)
+            assert postgres.sql(database_of(url), rows) == before
+        await uploads_of_version_2_go_on(url)
+
+
+async def uploads_of_version_2_go_on(url: str) -> None:
+    """Publish, abandon, sweep what an older version began; then make an aggregate with what it committed."""
+    cats = DatasetId(1)
+    async with open_catalog(url, KEY, Counters()) as catalog:
+        of_journal = await catalog.uploads.pending(UploadId(3))
+        assert of_journal.upload.intent == UploadIntent(cats, Span(60, 70), 5, ME)
+        await catalog.uploads.abandon(UploadId(3))
+        assert [lease.keys for lease in await catalog.leases.held(ME)] == [Span(50, 60), Span(60, 70)]
+        assert {item.object_key for item in await catalog.graveyard.doomed(9)} == {
+            "old.tar", "d.tar", "d.index.zst",
+        }  # fmt: skip
+        assert await catalog.uploads.abandon_expired() == 1
+        await catalog.uploads.renew(UploadId(1))
+        await catalog.uploads.publish(UploadId(1))
+        sources = await catalog.reader.dataranges(cats)
+        assert [source.keys for source in sources] == [Span(0, 10), Span(10, 20)]
+        replaces = tuple(source.id for source in sources)
+        upload = await catalog.uploads.begin(UploadIntent(cats, Span(0, 20), 1, replaces=replaces))
+        made = await catalog.uploads.publish(upload.id)
+        assert await catalog.uploads.published(UploadId(1)) == made
+
+
 async def test_migrating_again_does_not_wait_for_who_only_reads(pg_url: str) -> None:
     async with in_background(run_asyncio) as loop:
         connection = await loop.run_aio_coroutine(asyncpg.connect(pg_url))
-        tables = "datarange_uploads, datasets, dataranges, key_claims, key_leases, lease_holders"
+        tables = (
+            "datarange_uploads, datasets, dataranges, key_claims, key_leases, lease_holders, merged_uploads"
+        )
         await loop.run_aio_coroutine(connection.execute(f"BEGIN; LOCK TABLE {tables} IN ACCESS SHARE MODE"))
         assert await migrate(pg_url, limit=10) == SCHEMA_VERSION
         connection.terminate()
