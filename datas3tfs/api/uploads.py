@@ -2,32 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 from datas3tfs.api.operations import LONG, Call, Operation, Scope
 from datas3tfs.api.shapes import counted, datarange_info, upload_grant
 from datas3tfs.core.model import UploadId
-from datas3tfs.errors import Conflict
 from datas3tfs.wire import answers, requests
-
-_OVERLAP = "datarange overlaps with existing dataranges"  # the Go clients look for these words
 
 
 async def _start(call: Call, given: requests.StartUpload) -> answers.UploadGrant:
     keys = counted(given.first_datapoint_index, given.number_of_datapoints)
-    with _worded():
-        return upload_grant(
-            await call.backend.receiver.start(given.datas3t_name, keys, given.data_size, given.part_size)
-        )
-
-
-@contextmanager
-def _worded() -> Iterator[None]:
-    try:
-        yield
-    except Conflict as exc:
-        raise exc if _OVERLAP in str(exc) else Conflict(f"{_OVERLAP}, or uploads: {exc}") from exc
+    receiver = call.backend.receiver
+    return upload_grant(await receiver.start(given.datas3t_name, keys, given.data_size, given.part_size))
 
 
 async def _resume(call: Call, given: requests.UploadReference) -> answers.UploadGrant:
