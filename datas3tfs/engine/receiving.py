@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from datas3tfs.core.compaction import check_sources
-from datas3tfs.core.model import BucketId, Datarange, PendingUpload, UploadId, UploadIntent
+from datas3tfs.core.model import BucketId, Datarange, PendingUpload, Upload, UploadId, UploadIntent
 from datas3tfs.core.names import KEY_LIMIT
 from datas3tfs.core.parts import PART_SIZE, check_part_size, likely_part_size, usable_parts
 from datas3tfs.core.spans import Span
@@ -167,16 +167,41 @@ class Receiver:
     ) -> Datarange:
         try:
             pending = await self._pending(upload_id, is_aggregate=is_aggregate)
-            await self._uploads.renew(upload_id)
-            async with self._writer.kept_alive(upload_id):
-                size = await self._receive(pending, tags)
-            return await self._publish(pending, size)
+            return await self._commit(pending, tags)
         except (Conflict, Invalid):
             # Somebody else may have completed it, before or meanwhile.
             datarange = await self._uploads.published(upload_id)
             if datarange is None:
                 raise
             return datarange
+
+    async def _commit(self, pending: PendingUpload, tags: Sequence[str] | None) -> Datarange:
+        upload = pending.upload
+        try:
+            await self._uploads.renew(upload.id)
+            async with self._writer.kept_alive(upload.id):
+                size = await self._receive(pending, tags)
+            return await self._publish(pending, size)
+        except Conflict:
+            await self._forget_index(upload)
+            raise
+
+    async def _forget_index(self, upload: Upload) -> None:
+        """Delete the index that may have been stored when the upload was gone already, and swept."""
+        try:
+            if await self._is_abandoned(upload.id):
+                store = await self._stores.store(upload.bucket_id)
+                await store.delete(upload.index_key)
+        except Datas3tError as exc:
+            log.warning("%s: may be left behind: %s", upload.index_key, exc)
+
+    async def _is_abandoned(self, upload_id: UploadId) -> bool:
+        """Say whether an upload is gone for good, and with it its object keys."""
+        try:
+            await self._uploads.pending(upload_id)
+        except Conflict:
+            return await self._uploads.published(upload_id) is None
+        return False
 
     async def _receive(self, pending: PendingUpload, tags: Sequence[str] | None) -> int:
         """Inspect what was uploaded and store its index; return the size of the TAR."""
