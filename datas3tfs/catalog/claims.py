@@ -1,7 +1,8 @@
 """Keys passing from hand to hand, inside a transaction: locks, claims, leases. No state.
 
 Order of locks, for every transaction on these tables, so that none waits in a circle: a holder's row, then
-uploads' rows, then datasets' rows (each ascending), then leases, then claims. Whoever inserts a claim holds
+uploads' rows, then datasets' rows (each ascending), then aggregates' rows (uploads without a claim of their
+own), then dataranges, then leases, then claims. Whoever inserts a claim, or takes dataranges away, holds
 its dataset's row, as inserting waits for those who are just deleting an overlapping one. So whoever deletes
 claims must have all its locks by then; a sweeper, which has no dataset's, waits for nothing: SKIP LOCKED.
 """

@@ -16,22 +16,32 @@ import trio
 from datas3tfs.catalog import Catalog, CatalogSettings, generate_key, open_catalog
 from datas3tfs.catalog.background import AsyncioLoop, in_background, run_asyncio
 from datas3tfs.core.counters import Counters
-from datas3tfs.core.model import DatasetId, UploadId, UploadIntent
+from datas3tfs.core.model import DatarangeId, DatasetId, UploadId, UploadIntent
 from datas3tfs.core.spans import Span
 from tests.harness.catalogs import ME, OTHER, SPEC
 
-HOLDERS, UPLOADS, DATASETS, LEASES, CLAIMS = IN_ORDER = (
-    "lease_holders", "datarange_uploads", "datasets", "key_leases", "key_claims",
-)  # fmt: skip
+HOLDERS, UPLOADS, DATASETS, AGGREGATES, DATARANGES, LEASES, CLAIMS = IN_ORDER = (
+    "lease_holders",
+    "datarange_uploads WHERE replaces IS NULL",
+    "datasets",
+    "datarange_uploads WHERE replaces IS NOT NULL",
+    "dataranges",
+    "key_leases",
+    "key_claims",
+)
 
 
 @dataclass
 class Scene:
-    """A catalog with leases and an upload of ME in it, all of them expired."""
+    """A catalog with leases and an upload of ME in it, and an aggregate, all of them expired; and a dataset
+    whose aggregate has lost its sources."""
 
     catalog: Catalog
     dataset_id: DatasetId
     upload_id: UploadId
+    sources: tuple[DatarangeId, ...]
+    aggregate_id: UploadId
+    cleared_id: DatasetId
 
 
 Call = Callable[[Scene], Awaitable[object]]
@@ -41,6 +51,15 @@ CALLS: dict[str, Call] = {
     "abandon": lambda s: s.catalog.uploads.abandon(s.upload_id),
     "abandon_all": lambda s: s.catalog.uploads.abandon_all(ME),
     "publish": lambda s: s.catalog.uploads.publish(s.upload_id),
+    "begin_aggregate": lambda s: s.catalog.uploads.begin(
+        UploadIntent(s.dataset_id, Span(70, 90), 1, replaces=s.sources)
+    ),
+    "abandon_aggregate": lambda s: s.catalog.uploads.abandon(s.aggregate_id),
+    "publish_aggregate": lambda s: s.catalog.uploads.publish(s.aggregate_id),
+    "adopt": lambda s: s.catalog.dataranges.adopt(s.dataset_id, Span(60, 70), "a.tar", "a.index", 1),
+    "remove": lambda s: s.catalog.dataranges.remove(s.dataset_id, Span(70, 80)),
+    "clear": lambda s: s.catalog.dataranges.clear(s.dataset_id),
+    "remove_dataset": lambda s: s.catalog.registry.remove_dataset(s.cleared_id),
     "take": lambda s: s.catalog.leases.take(ME, s.dataset_id, Span(50, 60)),
     "accept": lambda s: s.catalog.leases.accept(ME, s.dataset_id, 5),
     "release": lambda s: s.catalog.leases.release(ME, s.dataset_id, Span(5, 8)),
@@ -87,7 +106,24 @@ async def scene(pg_url: str) -> AsyncIterator[Scene]:
         await catalog.leases.enrol(OTHER, "there:/journal")
         await catalog.leases.take(ME, cats, Span(0, 10))
         upload = await catalog.uploads.begin(UploadIntent(cats, Span(20, 30), 1, ME))
-        yield Scene(catalog, cats, upload.id)
+        sources, aggregate_id = await begun_aggregate(catalog, cats)
+        cleared = await catalog.registry.add_dataset("cleared", "store")
+        await begun_aggregate(catalog, cleared)
+        await catalog.dataranges.clear(cleared)
+        yield Scene(catalog, cats, upload.id, sources, aggregate_id, cleared)
+
+
+async def begun_aggregate(
+    catalog: Catalog, dataset_id: DatasetId
+) -> tuple[tuple[DatarangeId, ...], UploadId]:
+    """Commit two dataranges and begin an aggregate of them."""
+    sources = []
+    for start in (70, 80):
+        upload = await catalog.uploads.begin(UploadIntent(dataset_id, Span(start, start + 10), 1))
+        sources.append((await catalog.uploads.publish(upload.id)).id)
+    intent = UploadIntent(dataset_id, Span(70, 90), 1, replaces=tuple(sources))
+    aggregate = await catalog.uploads.begin(intent)
+    return tuple(sources), aggregate.id
 
 
 @pytest.fixture
@@ -106,6 +142,10 @@ async def rival(pg_url: str, scene: Scene) -> AsyncIterator[Rival]:
         *((call, HOLDERS) for call in ("begin", "abandon", "abandon_all", "take", "release", "dismiss")),
         *((call, UPLOADS) for call in ("abandon", "abandon_all", "publish", "dismiss")),
         *((call, DATASETS) for call in ("begin", "publish", "take", "accept", "release", "dismiss")),
+        *((call, DATASETS) for call in ("begin_aggregate", "publish_aggregate", "adopt", "remove", "clear")),
+        ("remove_dataset", DATASETS),
+        *((call, AGGREGATES) for call in ("abandon_aggregate", "publish_aggregate", "remove_dataset")),
+        *((call, DATARANGES) for call in ("publish_aggregate", "remove", "clear")),
     ],
 )
 async def test_who_waits_holds_nothing_that_comes_later(
@@ -123,7 +163,7 @@ async def test_who_waits_holds_nothing_that_comes_later(
 
 
 @pytest.mark.parametrize("call", ["abandon_expired", "drop_expired"])
-@pytest.mark.parametrize("table", [HOLDERS, UPLOADS, DATASETS, LEASES])
+@pytest.mark.parametrize("table", [HOLDERS, UPLOADS, DATASETS, AGGREGATES, DATARANGES, LEASES])
 async def test_sweepers_wait_for_nobody(scene: Scene, rival: Rival, call: str, table: str) -> None:
     await rival.lock(table)
     with trio.fail_after(5):
