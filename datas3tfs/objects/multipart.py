@@ -32,7 +32,7 @@ class Multiparts:
         self._calls = calls
         self._counters = counters
         self._page = page  # how many parts to list at once
-        self._copies = True  # until the server shows that it cannot
+        self._copies: bool | None = None  # whether the server can copy parts; None: it was not asked yet
 
     async def begin(self, key: str) -> UploadHandle:
         """Begin a multipart upload. Raises Unavailable."""
@@ -52,10 +52,28 @@ class Multiparts:
         self, key: str, handle: UploadHandle, number: int, source: str, span: Span
     ) -> PartTag | None:
         """See ports.PartStore. Raises NotFound (*source*, or the upload), Unavailable."""
+        if self._copies is None:
+            self._copies = await self._try_copying(key, source)
         if not self._copies:
             return None
+        result = (await self._copy(key, handle, number, source, span)).get("CopyPartResult", {})
+        return confirmed(source, result, "ETag")
+
+    async def _try_copying(self, key: str, source: str) -> bool:
+        """Say whether the server copies at all, by copying a byte to an upload that is dropped again.
+
+        Not to the one that counts: a server that does not know the header x-amz-copy-source stores a
+        part without content, and may refuse to let it be replaced (rclone's).
+        """
+        handle = await self.begin(key)
+        try:
+            return _knows_copies(source, await self._copy(key, handle, 1, source, Span(0, 1)))
+        finally:
+            await self.abort(key, handle)
+
+    async def _copy(self, key: str, handle: UploadHandle, number: int, source: str, span: Span) -> Reply:
         self._counters.add("s3.copy")
-        answer = await self._calls(
+        return await self._calls(
             source,
             "upload_part_copy",
             patient=True,
@@ -66,8 +84,6 @@ class Multiparts:
             CopySource={"Bucket": self._calls.bucket, "Key": source},
             CopySourceRange=f"bytes={span.start}-{span.last}",
         )
-        self._copies = _knows_copies(source, answer)
-        return confirmed(source, answer["CopyPartResult"], "ETag") if self._copies else None
 
     async def parts(self, key: str, handle: UploadHandle) -> list[Part]:
         """Return the parts that have arrived, by number. Raises NotFound, Unavailable."""
@@ -81,9 +97,10 @@ class Multiparts:
             found += parts
             if not page.get("IsTruncated"):
                 return found
-            if not parts:
+            marker = page.get("NextPartNumberMarker")  # the last part listed, or the next one (rclone's)
+            if not parts or not isinstance(marker, int):
                 raise Unavailable(f"{key}: the server's list of parts does not end")
-            more["PartNumberMarker"] = found[-1].number
+            more["PartNumberMarker"] = marker
 
     async def complete(self, key: str, handle: UploadHandle, tags: Sequence[tuple[int, PartTag]]) -> None:
         """Make the parts, (number, tag) ascending, one object. Raises NotFound, Invalid, Unavailable."""
@@ -113,17 +130,13 @@ class Multiparts:
 
 
 def _knows_copies(source: str, answer: Reply) -> bool:
-    """Say whether the server knows copies at all. Raises Unavailable if it is not S3 that answered.
-
-    A server that does not know the header x-amz-copy-source takes the request for a part without a
-    body, and says so with an ETag in the head of its answer (rclone's): that part must be stored again.
-    """
+    """Say whether *answer* is that of a server which copied. Raises Unavailable if it is not S3's."""
     if not answer:
         return False  # one of _CANNOT_COPY
     if answer.get("CopyPartResult", {}).get("ETag"):
         return True
     if "etag" in answer.get("ResponseMetadata", {}).get("HTTPHeaders", {}):
-        return False
+        return False  # it stored what it took for a part
     raise Unavailable(f"{source}: the answer does not confirm the copy (no CopyPartResult)")
 
 

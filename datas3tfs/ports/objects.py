@@ -75,7 +75,8 @@ class SharedStore(Protocol):
     ) -> None:
         """Make the parts, (number, tag) ascending, the object *key* of *size* bytes. Doing it again does
         nothing; whether the object has *size* bytes is looked at only if the upload is gone. Raises NotFound
-        (no such multipart upload, nor such an object), Invalid (S3 refuses the parts), Unavailable."""
+        (no such multipart upload, nor such an object), Invalid (S3 refuses the parts; some servers drop the
+        upload then), Unavailable."""
         ...
 
     async def abort_multipart(self, key: str, multipart: str) -> None:
@@ -87,8 +88,8 @@ class PartStore(Protocol):
     """One bucket, for objects made of parts of others."""
 
     async def put_part(self, key: str, multipart: str, number: int, body: bytes) -> str:
-        """Store part *number* (from 1) of a multipart upload; return its tag. Raises NotFound (no such
-        multipart upload), Unavailable."""
+        """Store part *number* (from 1) of a multipart upload; return its tag. Not every server lets a part be
+        replaced by another one. Raises NotFound (no such multipart upload), Unavailable."""
         ...
 
     async def copy_part(self, key: str, multipart: str, number: int, source: str, span: Span) -> str | None:

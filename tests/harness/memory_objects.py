@@ -193,10 +193,9 @@ class MemoryStore:
     async def copy_part(self, key: str, multipart: str, number: int, source: str, span: Span) -> str | None:
         """See ports.PartStore."""
         await trio.lowlevel.checkpoint()
-        parts = self._multipart(key, multipart).parts
         if not self.can_copy:
-            parts[number] = b""  # what such a server makes of the request
             return None
+        parts = self._multipart(key, multipart).parts
         body = self._object(source)
         if not 0 <= span.start < span.stop <= len(body) or len(body) <= self.least_part:
             raise Unavailable(f"{source}: {span.start}..{span.stop} of {len(body)} bytes cannot be copied")
