@@ -32,17 +32,21 @@ class Services:
 
 
 @asynccontextmanager
-async def open_services(settings: Settings, patience: float = math.inf) -> AsyncIterator[Services]:
-    """Open the catalog, the stores and the index cache; *patience* is for indices, in seconds.
+async def open_services(
+    settings: Settings, patience: float = math.inf, *, needs_key: bool = True
+) -> AsyncIterator[Services]:
+    """Open the catalog, the stores and the index cache; *patience* is for indices, in seconds. What reads no
+    credentials of buckets *needs_key* not.
 
     Raises Invalid (settings), Unavailable (cache)."""
     counters = Counters()
     catalog_settings = _catalog_settings(settings)
+    s3_settings = S3Settings(io_timeout=settings.io_timeout, url_life=settings.url_life)
     async with (
         open_catalog(
-            settings.require_db_url(), settings.require_encryption_key(), counters, catalog_settings
+            settings.require_db_url(), _encryption_key(settings, needs_key), counters, catalog_settings
         ) as catalog,
-        open_stores(catalog.reader.bucket, S3Settings(io_timeout=settings.io_timeout), counters) as stores,
+        open_stores(catalog.reader.bucket, s3_settings, counters) as stores,
         open_index_cache(settings.cache_dir, settings.cache_size) as cache,
         open_indices(cache, stores, counters, patience) as indices,
     ):
@@ -52,14 +56,16 @@ async def open_services(settings: Settings, patience: float = math.inf) -> Async
 @asynccontextmanager
 async def open_registry(settings: Settings) -> AsyncIterator[Catalog]:
     """Open the catalog alone, for commands that touch no data. Raises Invalid (settings)."""
-    has_key = settings.encryption_key is not None or settings.encryption_key_file is not None
+    key = _encryption_key(settings, is_needed=False)
     async with open_catalog(
-        settings.require_db_url(),
-        settings.require_encryption_key() if has_key else None,
-        Counters(),
-        _catalog_settings(settings),
+        settings.require_db_url(), key, Counters(), _catalog_settings(settings)
     ) as catalog:
         yield catalog
+
+
+def _encryption_key(settings: Settings, is_needed: bool) -> str | None:
+    has_key = settings.encryption_key is not None or settings.encryption_key_file is not None
+    return settings.require_encryption_key() if has_key or is_needed else None
 
 
 def _catalog_settings(settings: Settings) -> CatalogSettings:

@@ -4,34 +4,24 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, cast
+from typing import Annotated, Any
 
 import trio
 import typer
 
-from datas3tfs.app import ingest as ingesting
-from datas3tfs.app.services import Services, load_snapshot, open_services
 from datas3tfs.cli import output
 from datas3tfs.cli.catalog import datarange_record
 from datas3tfs.cli.context import JsonFlag, settings
 from datas3tfs.cli.running import run
 from datas3tfs.config import Settings
-from datas3tfs.core.model import Datarange
 from datas3tfs.core.names import KEY_LIMIT, datapoint_name
 from datas3tfs.core.sizes import format_size, parse_size
 from datas3tfs.core.spans import Span
-from datas3tfs.engine.export import export_tar
-from datas3tfs.engine.sweeper import sweep
-from datas3tfs.engine.verify import Problem, Progress, Verified
-from datas3tfs.engine.verify import verify as verify_dataset
-from datas3tfs.engine.writer import Writer
 from datas3tfs.errors import Invalid
-
-_SWEEP_SECONDS = 20.0  # the rest is left to the next command
+from datas3tfs.wire.answers import DatarangeInfo
 
 DatasetName = Annotated[str, typer.Argument(help="The dataset.", metavar="DATASET")]
 
@@ -52,11 +42,8 @@ def ingest(
     as_json: JsonFlag = False,
 ) -> None:
     """Number files and pack them into new dataranges. Directories are taken in the order of their paths."""
-    sources = ingesting.find_sources(paths)
-    if not sources:
-        raise Invalid("there are no files in what was given")
     limit = parse_size(datarange_bytes)
-    done = run(lambda: _ingest(settings(ctx), dataset, sources, start, manifest, limit))
+    done = run(lambda: _ingest(settings(ctx), dataset, paths, start, manifest, limit))
     _report_committed(done, as_json)
 
 
@@ -64,10 +51,14 @@ def upload_tar(
     ctx: typer.Context,
     dataset: DatasetName,
     file: Annotated[Path, typer.Argument(help="A TAR of datapoints in key order.", metavar="FILE.tar")],
+    resume: Annotated[
+        Path | None,
+        typer.Option(help="A file that remembers the upload until it is done: run the same again to go on."),
+    ] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Upload a TAR as it is, as one datarange. It is read and checked before anything is uploaded."""
-    _report_committed([run(lambda: _upload_tar(settings(ctx), dataset, file))], as_json)
+    _report_committed([run(lambda: _upload_tar(settings(ctx), dataset, file, resume))], as_json)
 
 
 def download_tar(
@@ -92,132 +83,105 @@ def download_tar(
 
 def verify(ctx: typer.Context, dataset: DatasetName, as_json: JsonFlag = False) -> None:
     """Re-read everything, check headers and CRCs, and say which datapoint is bad. Exit 1 if any is."""
-    problems, checked, unknown = run(lambda: _verify(settings(ctx), dataset))
-    records = [
-        {
-            "object": problem.object_key,
-            "key": problem.key,
-            "reason": problem.reason,
-        }
-        for problem in problems
-    ]
+    records, checked, unknown = run(lambda: _verify(settings(ctx), dataset))
     if as_json:
         output.print_json(
             {"dataranges": checked, "without_checksums": unknown, "problems": records, "ok": not records}
         )
     else:
-        for problem in problems:
-            output.say(f"{problem.object_key}: {problem.reason}")
+        for record in records:
+            output.say(f"{record['object']}: {record['reason']}")
         note = f" ({unknown} without checksums: headers checked only)" if unknown else ""
         output.say(
-            f"{dataset}: {_counted(checked, 'datarange')} read{note}, {_counted(len(problems), 'problem')}"
+            f"{dataset}: {_counted(checked, 'datarange')} read{note}, {_counted(len(records), 'problem')}"
         )
-    if problems:
+    if records:
         raise typer.Exit(1)
 
 
 async def _ingest(
     chosen: Settings,
     name: str,
-    sources: Sequence[ingesting.Source],
+    paths: Sequence[Path],
     start: int | None,
     manifest: Path | None,
     limit: int,
-) -> list[Datarange]:
-    committed: list[Datarange] = []
-    async with open_services(chosen) as services:
-        dataset = await services.catalog.reader.dataset(name)
-        await _sweep(services)
-        first = ingesting.next_key(dataset) if start is None else start
+) -> list[DatarangeInfo]:
+    from datas3tfs.app.clients import open_client
+    from datas3tfs.client.sources import Ingestible, find_sources
+
+    sources = find_sources(paths)
+    if not sources:
+        raise Invalid("there are no files in what was given")
+    committed: list[DatarangeInfo] = []
+    async with open_client(chosen, sweeps=True) as client:
+        first = await client.first_key(name, start)
+        if first < 0 or first + len(sources) > KEY_LIMIT:
+            raise Invalid(f"{len(sources)} keys from {first} on do not fit below 2^63")
         total = sum(source.size for source in sources)
         with (
             _open_manifest(manifest) as record,
             output.progress(f"ingest {name}", total, in_bytes=True) as advance,
             _telling_what_was_done(committed, first),
         ):
-            steps = ingesting.ingest(
-                _writer(services), dataset, sources, first=first, datarange_bytes=limit, advance=advance
+
+            def done(datarange: DatarangeInfo, files: Sequence[Ingestible]) -> None:
+                committed.append(datarange)
+                record(datarange.min_datapoint_key, [(file.extension, file.label) for file in files])
+
+            await client.ingest(
+                name, sources, start=first, datarange_bytes=limit, progress=advance, committed=done
             )
-            async with aclosing(steps):
-                async for datarange, files in steps:
-                    committed.append(datarange)
-                    record(datarange, files)
     return committed
 
 
 @contextmanager
-def _telling_what_was_done(committed: Sequence[Datarange], first: int) -> Iterator[None]:
+def _telling_what_was_done(committed: Sequence[DatarangeInfo], first: int) -> Iterator[None]:
     """If the block fails, say which files are in already, so that nobody puts them in twice."""
     try:
         yield
     except BaseException:
         if committed:
-            done = committed[-1].keys.stop - first
-            output.say(f"the first {done} files are committed, keys {first} to {committed[-1].keys.last}")
+            last = committed[-1].max_datapoint_key
+            output.say(f"the first {last + 1 - first} files are committed, keys {first} to {last}")
         raise
 
 
-async def _upload_tar(chosen: Settings, name: str, path: Path) -> Datarange:
-    async with open_services(chosen) as services:
-        dataset = await services.catalog.reader.dataset(name)
-        await _sweep(services)
+async def _upload_tar(chosen: Settings, name: str, path: Path, resume: Path | None) -> DatarangeInfo:
+    from datas3tfs.app.clients import open_client
+    from datas3tfs.client.scanning import ScannedTar, scan_tar
+
+    async with open_client(chosen, sweeps=True) as client:
+        await client.first_key(name)  # there is such a dataset
         with output.progress(f"check {path.name}", _size_of(path), in_bytes=True) as advance:
-            scanned = await ingesting.scan_tar(path, advance)
+
+            def scan() -> ScannedTar:
+                return scan_tar(path, lambda amount: trio.from_thread.run_sync(advance, amount))
+
+            scanned = await trio.to_thread.run_sync(scan, abandon_on_cancel=True)
         with output.progress(f"upload {path.name}", scanned.size, in_bytes=True) as advance:
-            return await ingesting.upload_tar(_writer(services), dataset, path, scanned, advance)
+            return await client.upload(name, scanned, progress=advance, resume=resume)
 
 
 async def _download(chosen: Settings, name: str, keys: Span, path: Path) -> tuple[int, int]:
     """Write the TAR; return (bytes, datapoints)."""
-    async with open_services(chosen) as services:
-        snapshot = await load_snapshot(services.catalog, name)
-        found = sum(r.keys.intersection(keys).length for r in snapshot.from_key(keys.start))
-        chunks = export_tar(snapshot, keys, services.indices, services.stores)
-        size = 0
-        with (
-            output.progress(f"download {name}", None, in_bytes=True) as advance,
-            _whole_or_not_at_all(path) as file,
-        ):
-            async with aclosing(chunks):
-                async for chunk in chunks:
-                    await trio.to_thread.run_sync(file.write, chunk)
-                    size += len(chunk)
-                    advance(len(chunk))
-    return size, found
+    from datas3tfs.app.clients import open_client
+
+    async with open_client(chosen) as client:
+        with output.progress(f"download {name}", None, in_bytes=True) as advance:
+            done = await client.download_tar(name, keys.start, keys.last, path, progress=advance)
+    return done.bytes, done.datapoints
 
 
-@contextmanager
-def _whole_or_not_at_all(path: Path) -> Iterator[BinaryIO]:
-    """Open a file that takes the place of *path* once it is whole. Raises Invalid.
+async def _verify(chosen: Settings, name: str) -> tuple[list[dict[str, Any]], int, int]:
+    """Return (what is bad, dataranges read, those of them without checksums)."""
+    if chosen.db_url is None and chosen.server_url is not None:
+        raise Invalid("verify reads the database and the buckets itself: set DATAS3TFS_DB_URL, too")
+    from datas3tfs.app.services import load_snapshot, open_services
+    from datas3tfs.engine.verify import Progress, Verified
+    from datas3tfs.engine.verify import verify as verify_dataset
 
-    What is there and no regular file (a pipe, /dev/stdout) is written to as it is, never replaced.
-    """
-    try:
-        if path.exists() and (path.is_symlink() or not path.is_file()):
-            with path.open("wb") as file:
-                yield file
-            return
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".datas3tfs-", delete=False) as partial:
-            try:
-                yield cast(BinaryIO, partial)
-                partial.flush()
-                Path(partial.name).chmod(0o666 & ~_umask())
-                Path(partial.name).replace(path)
-            except BaseException:
-                Path(partial.name).unlink(missing_ok=True)
-                raise
-    except OSError as exc:
-        raise Invalid(f"{path}: {exc.strerror}") from exc
-
-
-def _umask() -> int:
-    current = os.umask(0o077)
-    os.umask(current)
-    return current
-
-
-async def _verify(chosen: Settings, name: str) -> tuple[list[Problem], int, int]:
-    problems: list[Problem] = []
+    problems: list[dict[str, Any]] = []
     checked = unknown = 0
     async with open_services(chosen) as services:
         snapshot = await load_snapshot(services.catalog, name)
@@ -227,39 +191,30 @@ async def _verify(chosen: Settings, name: str) -> tuple[list[Problem], int, int]
                 async for report in reports:
                     if isinstance(report, Progress):
                         advance(report.read)
-                    elif isinstance(report, Problem):
-                        problems.append(report)
                     elif isinstance(report, Verified):
                         checked += 1
                         unknown += not report.checksummed
+                    else:
+                        bad = {"object": report.object_key, "key": report.key, "reason": report.reason}
+                        problems.append(bad)
     return problems, checked, unknown
 
 
-def _writer(services: Services) -> Writer:
-    return Writer(services.catalog.uploads, services.stores)
-
-
-async def _sweep(services: Services) -> None:
-    """Clear away what writers that died have left, so that the keys they held are free; not for long."""
-    with trio.move_on_after(_SWEEP_SECONDS):
-        catalog = services.catalog
-        await sweep(catalog.uploads, catalog.leases, catalog.graveyard, services.stores)
-
-
 @contextmanager
-def _open_manifest(path: Path | None) -> Iterator[Callable[[Datarange, Sequence[ingesting.Source]], None]]:
-    """Yield what appends a committed datarange's files, a line each, on disk before it returns."""
+def _open_manifest(path: Path | None) -> Iterator[Callable[[int, Sequence[tuple[str, str]]], None]]:
+    """Yield what appends committed files, (extension, path) from a key on, a line each; they are on disk
+    before it returns."""
     if path is None:
-        yield lambda datarange, files: None
+        yield lambda first, files: None
         return
     try:
         file = path.open("a", encoding="utf-8")
     except OSError as exc:
         raise Invalid(f"{path}: {exc.strerror}") from exc
 
-    def record(datarange: Datarange, files: Sequence[ingesting.Source]) -> None:
-        for key, source in enumerate(files, datarange.keys.start):
-            line = {"key": key, "name": datapoint_name(key, source.extension), "path": str(source.path)}
+    def record(first: int, files: Sequence[tuple[str, str]]) -> None:
+        for key, (extension, place) in enumerate(files, first):
+            line = {"key": key, "name": datapoint_name(key, extension), "path": place}
             file.write(json.dumps(line) + "\n")
         file.flush()
         os.fsync(file.fileno())
@@ -275,16 +230,16 @@ def _size_of(path: Path) -> int | None:
         return None  # reported by whoever reads it
 
 
-def _report_committed(dataranges: Sequence[Datarange], as_json: bool) -> None:
+def _report_committed(dataranges: Sequence[DatarangeInfo], as_json: bool) -> None:
     records: list[dict[str, Any]] = [datarange_record(datarange) for datarange in dataranges]
     if as_json:
         output.print_json({"dataranges": records})
         return
-    points, size = sum(d.count for d in dataranges), sum(d.size for d in dataranges)
+    points, size = (sum(record[what] for record in records) for what in ("datapoints", "bytes"))
     output.say(
         f"{_counted(points, 'datapoint')} committed in {_counted(len(dataranges), 'datarange')} "
         f"({format_size(size)}), "
-        f"keys {dataranges[0].keys.start} to {dataranges[-1].keys.last}"
+        f"keys {records[0]['first_key']} to {records[-1]['last_key']}"
     )
 
 

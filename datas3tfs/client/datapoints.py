@@ -20,7 +20,13 @@ class Content:
 
     def __init__(self, size: int, limit: int) -> None:
         self._pieces: list[bytes] = []
-        self._file: IO[bytes] | None = tempfile.TemporaryFile() if size > limit else None  # noqa: SIM115 - unnamed: it goes with the last reference to it
+        self._file: IO[bytes] | None = None
+        if size > limit:
+            self._file = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the last reference to this
+
+    def __del__(self) -> None:
+        if self._file is not None:  # left to itself it would complain
+            self._file.close()
 
     def write(self, data: memoryview) -> None:
         """Take the next bytes."""

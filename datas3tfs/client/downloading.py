@@ -40,9 +40,10 @@ async def download_tar(
     """Write the datapoints of *keys* that exist to *target*: a path, where the file appears when it is
     whole, or an open file. *advance* hears of bytes. Raises as `Reading.walk`, Invalid (no such place)."""
     if not isinstance(target, Path):
-        return await _write(reading, dataset, keys, TarOutput(target), advance)
-    with whole_or_not_at_all(target) as file:
-        return await _write(reading, dataset, keys, TarOutput(file), advance)
+        with TarOutput(target) as output:
+            return await _write(reading, dataset, keys, output, advance)
+    with whole_or_not_at_all(target) as file, TarOutput(file) as output:
+        return await _write(reading, dataset, keys, output, advance)
 
 
 async def _write(

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import TracebackType
 from typing import BinaryIO, cast
 
 from datas3tfs.client.reading import Step
@@ -54,9 +55,17 @@ class TarOutput:
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self._start = file.tell() if file.seekable() else None
-        self._held = tempfile.SpooledTemporaryFile(_HELD)  # noqa: SIM115 - goes with the object
+        self._held = tempfile.SpooledTemporaryFile(_HELD)  # noqa: SIM115 - closed by leaving this
         self.written = 0  # bytes, those that may have to come again included
         self.good = 0  # … without them
+
+    def __enter__(self) -> TarOutput:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._held.close()
 
     def take(self, step: Step) -> None:
         """Write the step's bytes."""
