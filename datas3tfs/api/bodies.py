@@ -7,6 +7,7 @@ the right type that is out of its range is 422. Nothing of what was sent is repe
 
 from __future__ import annotations
 
+from contextlib import aclosing
 from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -38,10 +39,11 @@ async def read_body(request: HttpRequest) -> bytes:
     if _announced(request) > BODY_LIMIT:
         raise _too_large()
     body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > BODY_LIMIT:
-            raise _too_large()
+    async with aclosing(request.stream()) as chunks:
+        async for chunk in chunks:
+            body += chunk
+            if len(body) > BODY_LIMIT:
+                raise _too_large()
     return bytes(body)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import itertools
 import tarfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -57,10 +57,16 @@ class Api:
     _names: Callable[[], int] = field(default_factory=lambda: itertools.count(1).__next__)
 
     async def send(
-        self, method: str, path: str, body: Json = None, *, raw: bytes | None = None, **headers: str
+        self,
+        method: str,
+        path: str,
+        body: Json = None,
+        *,
+        raw: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> httpx.Response:
         """Send as Go's client does: JSON without saying so, no Accept header."""
-        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        named = dict(headers or {})
         content = raw if body is None else httpx.Request("POST", "http://x", json=body).content
         request = self.http.build_request(method, path, content=content, headers=named)
         if "accept" not in named:

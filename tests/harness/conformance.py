@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from tests.harness.api import Api, Json, go_archive, members
 
@@ -367,7 +367,6 @@ class Refused:
     body: Json = None
     words: tuple[str, ...] = ()
     raw: bytes | None = None
-    headers: dict[str, str] = field(default_factory=dict)
 
 
 _START = "/api/v1/upload-datarange"
@@ -609,7 +608,7 @@ async def check_refused(api: Api, case: Refused) -> None:
         body = {"name": "main", **api.bucket}
     elif isinstance(body, dict) and "BUCKET" in body:
         body = {**api.bucket, **body["BUCKET"]}
-    answer = await api.send(case.method, case.path, body, raw=case.raw, **case.headers)
+    answer = await api.send(case.method, case.path, body, raw=case.raw)
     assert answer.status_code == case.status, answer.text
     assert answer.headers["content-type"] == PROBLEM
     problem = answer.json()
@@ -620,7 +619,7 @@ async def check_refused(api: Api, case: Refused) -> None:
     if case.status == 405:
         assert case.method not in answer.headers["allow"].split(", ")
         assert answer.headers["allow"]
-    answer = await api.send(case.method, case.path, body, raw=case.raw, accept="text/plain", **case.headers)
+    answer = await api.send(case.method, case.path, body, raw=case.raw, headers={"accept": "text/plain"})
     assert answer.status_code == case.status
     assert answer.headers["content-type"] == "text/plain; charset=utf-8"
     assert answer.text.endswith("\n")
