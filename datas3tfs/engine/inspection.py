@@ -62,12 +62,7 @@ class Inspector:
         is_small = size <= self._limits.scanned
         async with self._small if is_small else self._large:
             theirs = await _client_index(store, upload, size)
-            if is_small:
-                index = await scan_object(store, upload.data_key, keys, size)
-                await trio.to_thread.run_sync(check_against, theirs, index)
-                return await _encoded(index)
-            every = size <= self._limits.headers
-            return await _check_headers(store, upload.data_key, theirs, size, every=every)
+            return await _judge(store, upload.data_key, keys, size, theirs, self._limits)
 
     async def inspect_aggregate(
         self, store: ObjectStore, upload: Upload, size: int, sources: Sequence[Datarange]
@@ -92,6 +87,26 @@ class Inspector:
             return await scan_object(store, source.data_key, source.keys, source.size)
         except Invalid as exc:
             raise Corrupt(f"{source.data_key}: {exc}") from exc
+
+
+async def inspect_object(
+    store: ObjectStore, key: str, keys: Span, size: int, raw_index: bytes, limits: InspectionLimits
+) -> bytes:
+    """Return the index object for the TAR *key* of *keys*, *size* bytes, if *raw_index* is right for it.
+
+    Raises Invalid, naming what is wrong with either; NotFound, Corrupt, Unavailable. For the importer."""
+    theirs = await trio.to_thread.run_sync(read_client_index, raw_index, keys, size)
+    return await _judge(store, key, keys, size, theirs, limits)
+
+
+async def _judge(
+    store: ObjectStore, key: str, keys: Span, size: int, theirs: ClientIndex, limits: InspectionLimits
+) -> bytes:
+    if size > limits.scanned:
+        return await _check_headers(store, key, theirs, size, every=size <= limits.headers)
+    index = await scan_object(store, key, keys, size)
+    await trio.to_thread.run_sync(check_against, theirs, index)
+    return await _encoded(index)
 
 
 async def scan_object(store: ObjectStore, key: str, keys: Span, size: int) -> Index:
