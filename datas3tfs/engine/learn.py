@@ -6,6 +6,10 @@ to a mebibyte is read through, because another request costs more than that tran
 
 from __future__ import annotations
 
+from functools import partial
+
+import trio
+
 from datas3tfs.core import tar
 from datas3tfs.core.index import RECORD_SIZE, unpack_record
 from datas3tfs.core.indexbuild import IndexBuilder
@@ -26,13 +30,25 @@ async def learn_index(store: ObjectStore, datarange: Datarange, records: bytes) 
     unknown: they would take the contents too.
     """
     builder = IndexBuilder()
-    headers = [_header_span(records, slot) for slot in range(len(records) // RECORD_SIZE)]
+    count = len(records) // RECORD_SIZE
+    headers = (_header_span(records, slot) for slot in range(count))
     for request in coalesce(headers, gap=_GAP, limit=_LIMIT):
         data = await store.get_range(datarange.data_key, request, datarange.size)
-        while len(builder) < len(headers) and request.covers(span := headers[len(builder)]):
-            blocks = data[span.start - request.start : span.stop - request.start]
-            _learn(builder, datarange, records, blocks)
-    return builder.finish(first=datarange.keys.start, object_size=datarange.size)
+        # In a thread: there may be thousands of small datapoints in one request.
+        await trio.to_thread.run_sync(_learn_all, builder, datarange, records, request, data)
+    return await trio.to_thread.run_sync(
+        partial(builder.finish, first=datarange.keys.start, object_size=datarange.size)
+    )
+
+
+def _learn_all(
+    builder: IndexBuilder, datarange: Datarange, records: bytes, request: Span, data: bytes
+) -> None:
+    """Learn from all headers that are wholly in *request*, from where *builder* has got to."""
+    count = len(records) // RECORD_SIZE
+    while len(builder) < count and request.covers(span := _header_span(records, len(builder))):
+        blocks = data[span.start - request.start : span.stop - request.start]
+        _learn(builder, datarange, records, blocks)
 
 
 def _header_span(records: bytes, slot: int) -> Span:
