@@ -29,6 +29,7 @@ from datas3tfs.core.uploadcheck import (
     HeaderCheck,
     InspectionLimits,
     check_against,
+    check_announced,
     check_same,
     read_client_index,
 )
@@ -94,7 +95,9 @@ async def inspect_object(
 ) -> bytes:
     """Return the index object for the TAR *key* of *keys*, *size* bytes, if *raw_index* is right for it.
 
-    Raises Invalid, naming what is wrong with either; NotFound, Corrupt, Unavailable. For the importer."""
+    Raises Invalid, naming what is wrong with either; NotFound, Corrupt, Unavailable. For the importer, who
+    decides how much is inspected at a time."""
+    check_announced(keys, size)
     theirs = await trio.to_thread.run_sync(read_client_index, raw_index, keys, size)
     return await _judge(store, key, keys, size, theirs, limits)
 

@@ -2,6 +2,7 @@
 
 import struct
 from contextlib import suppress
+from dataclasses import replace
 
 import pytest
 import zstandard
@@ -223,6 +224,36 @@ def test_slots_are_found_by_position() -> None:
     for position in range(total):
         expected = max((s for s in range(3) if starts[s] <= position), default=0)
         assert index.slot_at(position) == expected
+
+
+@given(members, st.booleans())
+def test_checksums_and_footprint_at_once(entries: Members, crc: bool) -> None:
+    flat, total = build(entries, crc=crc)
+    index = opened(flat, entries, total)
+    assert index.footprint() == total - 1024
+    for slot in range(len(entries)):
+        expected = [checksum for _, _, _, checksum in entries[slot : slot + 2]]
+        assert index.crcs(slot, 2) == (expected if crc else None)
+    assert encode_index_file(bytes(index.flat)) == encode_index_file(flat)
+    assert bytes(index.records) == flat[HEADER_SIZE : HEADER_SIZE + 16 * len(entries)]
+
+
+@pytest.mark.parametrize(("width", "latest"), [(0, 0), (4, 2**32 - 1), (8, 2**64 - 1)])
+def test_times_beyond_64_bits_are_refused(width: int, latest: int) -> None:
+    flat, total = build([(10, 0, "a", 1)] * 2, crc=False)
+    header = IndexHeader.decode(flat[:HEADER_SIZE])
+    records, extensions = flat[HEADER_SIZE : HEADER_SIZE + 32], flat[HEADER_SIZE + 40 :]
+    for base, fits in ((2**63 - 1 - latest * (SECOND if width == 4 else 1), True), (2**63 - 1, width == 0)):
+        column = (0).to_bytes(width, "big") + latest.to_bytes(width, "big")
+        tail = base.to_bytes(8, "big", signed=True) + column + extensions
+        changed = replace(header, mtime_width=width, tail_size=len(tail), tail_crc=crc32c(tail))
+        made = memoryview(changed.encode() + records + tail)
+        if fits:
+            last = base + latest * (SECOND if width == 4 else 1)
+            assert open_index(made, first=0, count=2, object_size=total).mtimes_ns(1, 1) == [last]
+        else:
+            with pytest.raises(Corrupt, match="impossible times"):
+                open_index(made, first=0, count=2, object_size=total)
 
 
 def test_a_file_of_very_many_frames_is_refused_at_once() -> None:
