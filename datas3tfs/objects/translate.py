@@ -43,8 +43,14 @@ def status_of(exc: boto.ClientError) -> int:
 
 
 def code_of(exc: boto.ClientError) -> str:
-    """Return S3's error code of a refused request, "" if it does not look like one."""
+    """Return S3's error code of a refused request, "" if it does not look like one.
+
+    botocore gives the status for a code if there is no document to take it from. Only the answer to a
+    HEAD has none by right; else it was not S3 that answered.
+    """
     code = str(exc.response.get("Error", {}).get("Code", ""))
+    if code.isdecimal() and exc.operation_name != "HeadObject":
+        return ""
     return code if _TOKEN.fullmatch(code) else ""
 
 

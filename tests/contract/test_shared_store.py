@@ -350,10 +350,10 @@ async def test_a_copy_from_or_to_what_is_not_there_is_not_found(store: WholeStor
     multipart = await store.begin_multipart(KEY)
     if await store.copy_part(KEY, multipart, 1, await _large(store), Span(0, LEAST)) is None:
         return  # this server cannot copy at all, and the adapter knows it now
+    if kind == "moto":
+        return  # it answers 404 without saying what is not there, or 500
     with pytest.raises(NotFound, match="some-set"):
         await store.copy_part(KEY, multipart, 1, KEY + ".absent", Span(0, LEAST))
-    if kind == "moto":
-        return  # it answers 500 where there is no such upload
     await store.abort_multipart(KEY, multipart)
     with pytest.raises(NotFound, match="some-set"):
         await store.copy_part(KEY, multipart, 1, KEY + ".large", Span(0, LEAST))

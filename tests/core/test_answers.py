@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from datas3tfs.core.spans import Span
-from datas3tfs.errors import Corrupt, Datas3tError, NotFound, Unavailable
+from datas3tfs.errors import Corrupt, Datas3tError, Invalid, NotFound, Unavailable
 from datas3tfs.objects.answers import (
     Answer,
     check_asked,
@@ -197,7 +197,13 @@ def test_the_code_of_an_error_document(body: bytes, code: str) -> None:
         (404, "NoSuchVersion", NotFound),
         (404, "404", NotFound),  # HEAD
         (404, "NoSuchBucket", Unavailable),
-        (404, "NoSuchUpload", Unavailable),
+        (404, "NoSuchUpload", NotFound),
+        (400, "InvalidPart", Invalid),
+        (400, "InvalidPartOrder", Invalid),
+        (400, "EntityTooSmall", Invalid),
+        (400, "MalformedXML", Invalid),
+        (500, "InvalidPart", Invalid),  # 200 at first, and then an error in the body
+        (400, "InvalidRequest", Unavailable),
         (404, "", Unavailable),  # somebody's page
         (416, "InvalidRange", Corrupt),
         (416, "", Corrupt),

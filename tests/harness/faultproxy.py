@@ -44,7 +44,7 @@ class Kind(Enum):
     DRIBBLE = auto()  # send half of the body, then a byte every 50 ms
     STATUS = auto()  # answer `status` with an error document
     PAGE = auto()  # answer 200 with a page of HTML
-    PAGE_404 = auto()  # answer 404 with a page of HTML
+    PAGE_404 = auto()  # answer 404 with a line of text, as web servers do that know nothing of S3
     IGNORE_RANGE = auto()  # pass on without Range: the whole object comes, with 200
     SHIFT = auto()  # ask the server for bytes `shift` further on and say so in Content-Range
     LIE = auto()  # the same, but claim in Content-Range that they are those asked for
@@ -334,7 +334,7 @@ class _Connection:
             return False
         status, body, media = 200, _PAGE, "text/html"
         if fault.kind is Kind.PAGE_404:
-            status = 404
+            status, body, media = 404, b"404 page not found\n", "text/plain"
         elif fault.kind is Kind.STATUS:
             status, media = fault.status, "application/xml"
             body = b"<Error><Code>InjectedFault</Code><Message>by the proxy</Message></Error>"
