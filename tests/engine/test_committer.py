@@ -15,6 +15,7 @@ import trio.lowlevel
 from trio.testing import MockClock
 
 from datas3tfs.core.journalrecords import Gone
+from datas3tfs.core.model import UploadIntent
 from datas3tfs.core.spans import Span
 from datas3tfs.engine.committer import BatchLimits
 from datas3tfs.engine.entries import EntryState
@@ -629,6 +630,28 @@ async def test_a_journal_that_cannot_note_a_commit_is_told_by_postgres(
         assert len(host.entries) == 0
         assert any(isinstance(record, Gone) for record in host.store.appended)
     assert await committed(world) == {0: b"content"}
+    assert len(said(caplog)) == 1
+
+
+async def test_a_journal_that_cannot_note_a_commit_is_told_even_if_it_was_merged_since(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    world = await new_world()
+    async with open_host(world, tmp_path, limits=ON_DEMAND) as host:
+        entries = [await host.put(0, b"first"), await host.put(1, b"second")]
+        for number, entry in enumerate(entries):
+            if number == 0:
+                host.gate.fail("append.Gone", 1, Full("the disk is full"))
+            await host.fsync(entry)
+        await host.emptied()
+    sources = sorted(world.catalog.committed.values(), key=lambda item: item.keys)
+    replaces = tuple(source.id for source in sources)
+    intent = UploadIntent(sources[0].dataset_id, Span(0, 2), 1, replaces=replaces)
+    await world.catalog.publish((await world.catalog.begin(intent)).id)
+    async with open_host(world, tmp_path) as host:
+        assert len(host.entries) == 0
+        assert any(isinstance(record, Gone) for record in host.store.appended)
+    assert spans(world) == [Span(0, 2)]
     assert len(said(caplog)) == 1
 
 
