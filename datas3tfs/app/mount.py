@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import sys
@@ -69,7 +70,7 @@ async def serve_mount(settings: Settings, options: MountOptions, readiness: Read
     ):
         only = None if options.dataset is None else snapshots.named(options.dataset).id
         tree = Tree(snapshots, services.indices)
-        reader = Reader(pool, prefetcher, settings.io_timeout, services.counters)
+        reader = Reader(tree, pool, prefetcher, settings.io_timeout, services.counters)
         attributes = Attributes(options.ownership, writable=options.journal_dir is not None)
         stats = _stats(services, pool, mountpoint, options.dataset)
         sys.setswitchinterval(_SWITCH_INTERVAL)
@@ -121,7 +122,8 @@ def _limits(settings: Settings) -> PrefetchLimits:
 @asynccontextmanager
 async def _following(services: Services, snapshots: Snapshots, operations: Operations) -> AsyncIterator[None]:
     """Keep the snapshots up to date, and the kernel informed of what has gone, in the background."""
-    sender, receiver = trio.open_memory_channel[Removed](16)
+    # Without limit: who waits for a refresh must never wait for the kernel, which may wait for that very one.
+    sender, receiver = trio.open_memory_channel[Removed](math.inf)
     async with services.catalog.reader.changes() as feed, background_nursery() as nursery:
         nursery.start_soon(snapshots.follow, feed, sender)
         nursery.start_soon(invalidate_removed, receiver, operations, services.indices)

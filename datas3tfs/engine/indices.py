@@ -32,6 +32,10 @@ _ATTEMPTS = 3  # at an index that fails its checks: it may have been mangled on 
 _FAILURE_SECONDS = 30.0  # how long a corrupt index stays corrupt without another look
 
 
+class ObjectGone(Corrupt):
+    """An object of a datarange is not there: it is lost, or the datarange was replaced since it was found."""
+
+
 class Indices:
     """Hands out indices; made by `open_indices`."""
 
@@ -50,7 +54,7 @@ class Indices:
         return self._open.get(datarange.id)
 
     async def of(self, bucket_id: BucketId, datarange: Datarange) -> Index:
-        """Return the index of *datarange*. Raises Corrupt, Unavailable."""
+        """Return the index of *datarange*. Raises Corrupt (ObjectGone), Unavailable."""
         if (index := self._open.get(datarange.id)) is not None:
             self._open.move_to_end(datarange.id)
             return index
@@ -103,7 +107,7 @@ class Indices:
                 flat = await self._fetch(store, datarange)
                 break
             except NotFound as exc:
-                raise Corrupt(f"an object of the datarange is gone: {exc}") from exc
+                raise ObjectGone(f"an object of the datarange is gone: {exc}") from exc
             except Corrupt as exc:
                 self._counters.add("index.corrupt")
                 if attempt == _ATTEMPTS:
@@ -125,7 +129,7 @@ class Indices:
         if error is None:
             return
         if trio.current_time() - failed_at < _FAILURE_SECONDS:
-            raise Corrupt(*error.args) from error
+            raise type(error)(*error.args) from error
         del self._failed[datarange_id]
 
 

@@ -7,6 +7,9 @@ of the right datapoint, and matches its CRC32C where the index has one. What fai
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
 import trio
 
 from datas3tfs.core.counters import Counters
@@ -15,9 +18,12 @@ from datas3tfs.core.spans import Span
 from datas3tfs.engine.blocks import BlockPool, ObjectRef
 from datas3tfs.engine.check import check_header, check_piece
 from datas3tfs.engine.prefetcher import Prefetcher
-from datas3tfs.engine.tree import OpenDatapoint
+from datas3tfs.engine.tree import OpenDatapoint, Tree
 from datas3tfs.errors import Corrupt, NotFound, Unavailable
 
+T = TypeVar("T")
+
+_MOVES = 4  # places that one read tries
 _ATTEMPTS = 3  # at bytes that fail their checks; what is wrong three times is wrong in the object
 # A read that has just failed for lack of an answer fails again at once: the kernel asks once more for
 # what its read-ahead did not get, and the caller would wait twice as long as promised.
@@ -28,7 +34,10 @@ _REMEMBERED = 4096  # such failures
 class Reader:
     """Reads open datapoints."""
 
-    def __init__(self, pool: BlockPool, prefetcher: Prefetcher, timeout: float, counters: Counters) -> None:
+    def __init__(
+        self, tree: Tree, pool: BlockPool, prefetcher: Prefetcher, timeout: float, counters: Counters
+    ) -> None:
+        self._tree = tree
         self._pool = pool
         self._prefetcher = prefetcher
         self._timeout = timeout
@@ -43,29 +52,46 @@ class Reader:
         pieces = plan_read(file.entry, offset, size)
         if not pieces:
             return b""
-        ref = _object_of(file)
-        needed = Span(pieces[0].span.start, pieces[-1].span.stop)
-        self._raise_if_failed(ref, pieces)
-        self._prefetcher.observe(file, needed)
-        if len(pieces) > 1:
-            self._pool.gather(ref, needed)
-        wanted = Span(offset, min(offset + size, file.entry.size)).shifted(file.entry.content.start)
+        self._raise_if_failed(_object_of(file), pieces)
         try:
-            with trio.move_on_after(self._timeout):
-                parts = [await self._part(file, ref, piece, wanted) for piece in pieces]
-                return parts[0] if len(parts) == 1 else b"".join(parts)
-            raise Unavailable(f"{ref.key}: no answer within {self._timeout:g} s")
+            return await self._found(file, lambda here: self._content(here, offset, size))
         except Unavailable as exc:
             error = Unavailable(f"datapoint {file.entry.name}: {exc}")
-            self._remember(ref, pieces, error)
+            self._remember(_object_of(file), pieces, error)
             raise error from exc
 
     async def check_empty(self, file: OpenDatapoint) -> None:
         """Check the header of a datapoint without content, which is never read. Raises as `read`."""
+        try:
+            await self._found(file, lambda here: self._checked(here, _object_of(here), piece(here.entry, 0)))
+        except Unavailable as exc:
+            raise Unavailable(f"datapoint {file.entry.name}: {exc}") from exc
+
+    async def _found(self, file: OpenDatapoint, work: Callable[[OpenDatapoint], Awaitable[T]]) -> T:
+        """Return what *work* returns of *file*, in time. If its object is gone, of where it is now: a merge
+        may have replaced it since it was opened."""
         with trio.move_on_after(self._timeout):
-            await self._checked(file, _object_of(file), piece(file.entry, 0))
-            return
-        raise Unavailable(f"datapoint {file.entry.name}: no answer within {self._timeout:g} s")
+            for _ in range(_MOVES):
+                here = file.here
+                try:
+                    return await work(here)
+                except NotFound as exc:
+                    if here.moved is None:
+                        here.moved = await self._tree.relocate(here, exc)
+                        self._counters.add("read.moved")
+            raise Unavailable(f"{file.here.datarange.data_key}: replaced again and again")
+        raise Unavailable(f"{file.here.datarange.data_key}: no answer within {self._timeout:g} s")
+
+    async def _content(self, file: OpenDatapoint, offset: int, size: int) -> bytes | memoryview:
+        pieces = plan_read(file.entry, offset, size)
+        ref = _object_of(file)
+        needed = Span(pieces[0].span.start, pieces[-1].span.stop)
+        self._prefetcher.observe(file, needed)
+        if len(pieces) > 1:
+            self._pool.gather(ref, needed)
+        wanted = Span(offset, min(offset + size, file.entry.size)).shifted(file.entry.content.start)
+        parts = [await self._part(file, ref, piece, wanted) for piece in pieces]
+        return parts[0] if len(parts) == 1 else b"".join(parts)
 
     async def _part(self, file: OpenDatapoint, ref: ObjectRef, piece: Piece, wanted: Span) -> memoryview:
         """Return what *wanted* (in the object) has in common with the content of *piece*, checked."""
@@ -78,8 +104,6 @@ class Reader:
             joined = self._pool.has(ref, piece.span)
             try:
                 return await self._attempt(file, ref, piece)
-            except NotFound as exc:
-                raise Corrupt(f"datapoint {file.entry.name}: its object is gone ({exc})") from exc
             except Unavailable:
                 if not joined or attempt == _ATTEMPTS:  # what began before us may have failed long ago
                     raise

@@ -21,7 +21,7 @@ from datas3tfs.core.model import Datarange, Dataset, DatasetId
 from datas3tfs.core.spans import Span
 from datas3tfs.engine.nurseries import background_nursery
 from datas3tfs.engine.singleflight import SingleFlight
-from datas3tfs.errors import Corrupt, Datas3tError, NotFound
+from datas3tfs.errors import Corrupt, Datas3tError, NotFound, Unavailable
 from datas3tfs.ports import CatalogReader, ChangeFeed
 
 log = logging.getLogger(__name__)
@@ -87,11 +87,13 @@ class Snapshots:
         self._datasets: dict[DatasetId, Dataset] = {}
         self._by_name: dict[str, Dataset] = {}
         self._loaded: dict[DatasetId, Snapshot] = {}
+        self._patience = patience
         self._flights: SingleFlight[DatasetId, Snapshot] = SingleFlight(nursery, patience)
         self._stale = trio.Event()  # set: a refresh is due
         self._refreshes = 0  # begun
         self._ended = trio.Event()  # of the next refresh to end well; replaced then
         self._last_ended = 0  # which refresh that was
+        self._is_followed = False
 
     def datasets(self) -> list[Dataset]:
         """Return all datasets, ascending by id."""
@@ -145,11 +147,22 @@ class Snapshots:
 
     async def refreshed(self) -> None:
         """Return when everything that is in the catalog now can be seen here: after a refresh that
-        begins from now on. Somebody must follow the feed."""
+        begins from now on. It is made here only if nobody follows the feed."""
+        if not self._is_followed:
+            await self._refresh_patiently()
+            return
         begun = self._refreshes
         self._stale.set()
         while self._last_ended <= begun:
             await self._ended.wait()
+
+    async def look_again(self) -> None:
+        """Do that because something shown here has turned out to be gone. Raises Unavailable if it cannot be
+        done in time."""
+        with trio.move_on_after(self._patience):
+            await self.refreshed()
+            return
+        raise Unavailable("the catalog cannot be read, and what it said last is out of date")
 
     async def _fetch_again(self, old: Snapshot, dataset: Dataset) -> Snapshot:
         try:
@@ -160,6 +173,7 @@ class Snapshots:
 
     async def follow(self, feed: ChangeFeed, removed: trio.MemorySendChannel[Removed]) -> None:
         """Refresh whenever *feed* says so, or somebody waits for it, for ever; send on what is gone."""
+        self._is_followed = True
         async with background_nursery() as nursery:
             nursery.start_soon(self._watch, feed)
             await self._refresh_when_stale(removed)

@@ -6,24 +6,31 @@ shell's. Nothing here reads content: opening gives an `OpenDatapoint`, which the
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 
+import trio
+
 from datas3tfs.core.index import Entry, Index
-from datas3tfs.core.model import Datarange, Dataset, DatasetId
+from datas3tfs.core.model import Datarange, DatarangeId, Dataset, DatasetId
 from datas3tfs.core.names import parse_datapoint_name
-from datas3tfs.engine.indices import Indices
+from datas3tfs.engine.indices import Indices, ObjectGone
 from datas3tfs.engine.snapshot import Snapshot, Snapshots
-from datas3tfs.errors import Invalid, NotFound
+from datas3tfs.errors import Corrupt, Invalid, NotFound
 
 # Listing entries made at once. An answer to the kernel takes 25 (before Linux 6.16) or thousands, so
 # batches begin small and double.
 _FIRST_BATCH, _LAST_BATCH = 32, 2048
+_AGAIN_SECONDS = 2.0  # so long after a look at the catalog what is gone is believed to be lost
+_REMEMBERED = 4096  # such looks
 
 
 @dataclass(slots=True)
 class OpenDatapoint:
-    """A datapoint found: where its bytes are, and what has been checked of them on this handle."""
+    """A datapoint found: where its bytes are, and what has been checked of them on this handle.
+
+    Where never changes; once it is found to be somewhere else, *moved* says so."""
 
     snapshot: Snapshot
     datarange: Datarange
@@ -33,11 +40,22 @@ class OpenDatapoint:
     base: int  # linear position where its object begins
     checked: tuple[int, int] | None = None  # (extent serial, piece number) last checked
     header_checked: bool = False
+    moved: OpenDatapoint | None = None
 
     @property
     def dataset(self) -> Dataset:
         """The dataset it belongs to."""
         return self.snapshot.dataset
+
+    @property
+    def here(self) -> OpenDatapoint:
+        """The same datapoint where it was last found."""
+        place = self
+        while place.moved is not None:
+            place = place.moved
+        if place is not self:
+            self.moved = place
+        return place
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +83,7 @@ class Tree:
     def __init__(self, snapshots: Snapshots, indices: Indices) -> None:
         self._snapshots = snapshots
         self._indices = indices
+        self._looked: dict[DatarangeId, float] = {}  # when it was last made sure that it is still there
 
     def datasets(self) -> list[Dataset]:
         """Return all datasets, ascending by id."""
@@ -97,10 +116,47 @@ class Tree:
             if at is None:
                 raise NotFound(f"no datapoint {key} in dataset {snapshot.dataset.name}")
             datarange = snapshot.dataranges[at]
-            index = await self._indices.of(snapshot.dataset.bucket_id, datarange)
-            if await self._snapshots.of(dataset_id) is snapshot:  # else it may be gone meanwhile
+            index = await self._index(snapshot, datarange)
+            # Else it may be gone meanwhile.
+            if index is not None and await self._snapshots.of(dataset_id) is snapshot:
                 slot = key - datarange.keys.start
                 return OpenDatapoint(snapshot, datarange, index, slot, index.entry(slot), snapshot.bases[at])
+
+    async def relocate(self, file: OpenDatapoint, cause: NotFound) -> OpenDatapoint:
+        """Return where the datapoint of *file*, whose object is gone (*cause*), is now.
+
+        Raises Corrupt if that is no other place, or it is not the same datapoint; Unavailable.
+        """
+        gone = Corrupt(f"datapoint {file.entry.name}: its object is gone ({cause})")
+        try:
+            await self._look_again(file.datarange)
+            found = await self.locate(file.dataset.id, file.entry.key)
+        except NotFound:
+            raise gone from cause
+        if found.datarange.id == file.datarange.id or not _is_same(found.entry, file.entry):
+            raise gone from cause
+        return found
+
+    async def _index(self, snapshot: Snapshot, datarange: Datarange) -> Index | None:
+        """Return the index of *datarange*, None if it has been replaced since *snapshot*."""
+        try:
+            return await self._indices.of(snapshot.dataset.bucket_id, datarange)
+        except ObjectGone:
+            await self._look_again(datarange)
+            if await self._snapshots.of(snapshot.dataset.id) is snapshot:
+                raise
+            return None
+
+    async def _look_again(self, datarange: Datarange) -> None:
+        """See whether *datarange* is still in the catalog, unless that was done just now: an object that is
+        lost must not become a query for everybody who asks for it."""
+        now = trio.current_time()
+        if now - self._looked.get(datarange.id, -math.inf) < _AGAIN_SECONDS:
+            return
+        if len(self._looked) >= _REMEMBERED:
+            self._looked.clear()
+        await self._snapshots.look_again()
+        self._looked[datarange.id] = now
 
     async def listing(self, dataset_id: DatasetId, from_key: int) -> AsyncGenerator[Rows, None]:
         """Yield all datapoints from *from_key* on, in key order. Raises NotFound, Corrupt, Unavailable.
@@ -112,12 +168,12 @@ class Tree:
         while True:
             snapshot = await self._snapshots.of(dataset_id)
             datarange = next(iter(snapshot.from_key(key)), None)
-            if datarange is not None:
-                index = await self._indices.of(snapshot.dataset.bucket_id, datarange)
+            index = None if datarange is None else await self._index(snapshot, datarange)
             if await self._snapshots.of(dataset_id) is not snapshot:
                 continue
             if datarange is None:
                 return
+            assert index is not None, "the snapshot is the same still"
             slot, key = max(0, key - datarange.keys.start), datarange.keys.stop
             while slot < index.count:
                 count = min(batch, index.count - slot)
@@ -130,3 +186,9 @@ class Tree:
                     index.mtimes_ns(slot, count),
                 )
                 slot += count
+
+
+def _is_same(one: Entry, other: Entry) -> bool:
+    """Say whether two entries of the same key are of the same datapoint, as far as their indices know."""
+    is_known = one.crc is not None and other.crc is not None
+    return (one.name, one.size) == (other.name, other.size) and (not is_known or one.crc == other.crc)

@@ -371,9 +371,10 @@ async def open_vfs(
         open_pool(world.stores, 64 << 20, world.counters) as pool,
         open_prefetcher(pool, indices, PrefetchLimits()) as prefetcher,
     ):
+        tree = Tree(host.snapshots, indices)
         operations = ReadWriteOperations(
-            Tree(host.snapshots, indices),
-            Reader(pool, prefetcher, PATIENCE, world.counters),
+            tree,
+            Reader(tree, pool, prefetcher, PATIENCE, world.counters),
             Attributes(owner or Ownership(0, 0, 0o022), writable=True),
             host.counters,
             dict,

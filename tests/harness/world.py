@@ -105,5 +105,6 @@ async def open_mounted(
         open_pool(world.stores, budget, world.counters) as pool,
         open_prefetcher(pool, indices, limits or PrefetchLimits()) as prefetcher,
     ):
-        reader = Reader(pool, prefetcher, timeout, world.counters)
-        yield Mounted(world, snapshots, indices, pool, Tree(snapshots, indices), reader)
+        tree = Tree(snapshots, indices)
+        reader = Reader(tree, pool, prefetcher, timeout, world.counters)
+        yield Mounted(world, snapshots, indices, pool, tree, reader)
