@@ -15,7 +15,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from datas3tfs import __version__
-from datas3tfs.cli import catalog, data, journal, local, mount, mounted, serve, token
+from datas3tfs.cli import catalog, compaction, data, journal, local, mount, mounted, serve, token
 from datas3tfs.cli.context import Globals
 from datas3tfs.cli.keygen import keygen
 from datas3tfs.core.names import printable
@@ -47,6 +47,8 @@ app.command()(data.ingest)
 app.command()(data.upload_tar)
 app.command()(data.download_tar)
 app.command()(data.verify)
+app.command()(compaction.aggregate)
+app.command()(compaction.optimize)
 app.command()(serve.serve)
 app.add_typer(token.app, name="token")
 
