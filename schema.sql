@@ -11,8 +11,8 @@
 -- several) is an upload without a claim of its own: its commit takes over the keys from those it replaces.
 --
 -- Since version 1: lease_holders, key_leases, datarange_uploads.lease_holder, the index key_claims_in_order.
--- Since version 2: api_tokens; merged_uploads; datarange_uploads.staged_index_key and .replaces, with which
--- claim_id may be NULL.
+-- Since version 2: api_tokens; merged_uploads; datarange_uploads.attempt, .staged_index_key and .replaces, with
+-- which claim_id may be NULL.
 
 BEGIN;
 SET LOCAL client_min_messages = warning;
@@ -191,6 +191,7 @@ CREATE TABLE IF NOT EXISTS datarange_uploads (
     staged_index_key      text,                 -- where a client puts its index through a presigned URL, for the server
                                                 -- to check; NULL: no URL was given away
     replaces              bigint[],             -- an aggregate: the dataranges that hold its keys until it is published
+    attempt               uuid,                 -- made up by a client, so that it may begin again if it heard no answer
     CONSTRAINT datarange_uploads_in_dataset
         FOREIGN KEY (dataset_id) REFERENCES datasets ON DELETE RESTRICT, -- rule: what is in flight keeps its bucket
     CONSTRAINT datarange_uploads_claims_or_replaces CHECK ((claim_id IS NULL) = (replaces IS NOT NULL)),
@@ -214,6 +215,7 @@ BEGIN
         ALTER TABLE datarange_uploads ALTER COLUMN claim_id DROP NOT NULL;
         ALTER TABLE datarange_uploads ADD COLUMN IF NOT EXISTS staged_index_key text;
         ALTER TABLE datarange_uploads ADD COLUMN IF NOT EXISTS replaces bigint[];
+        ALTER TABLE datarange_uploads ADD COLUMN IF NOT EXISTS attempt uuid;
         ALTER TABLE datarange_uploads DROP CONSTRAINT IF EXISTS datarange_uploads_in_dataset;
         ALTER TABLE datarange_uploads ADD CONSTRAINT datarange_uploads_in_dataset
             FOREIGN KEY (dataset_id) REFERENCES datasets ON DELETE RESTRICT;
@@ -228,6 +230,9 @@ END $$;
 -- Serves finding what a journal uploads, and the ON DELETE RESTRICT of lease_holders.
 CREATE INDEX IF NOT EXISTS datarange_uploads_by_holder
     ON datarange_uploads (lease_holder) WHERE lease_holder IS NOT NULL;
+-- rule: one attempt, one upload. Serves finding it.
+CREATE UNIQUE INDEX IF NOT EXISTS datarange_uploads_attempted_once
+    ON datarange_uploads (attempt) WHERE attempt IS NOT NULL;
 -- Serves the sweeper's search for expired rows.
 CREATE INDEX IF NOT EXISTS datarange_uploads_by_expiry ON datarange_uploads (expires_at);
 

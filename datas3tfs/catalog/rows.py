@@ -139,6 +139,7 @@ def pending(row: Row) -> PendingUpload:
         holder=None if row["lease_holder"] is None else HolderId(str(row["lease_holder"])),
         presigned=row["staged_index_key"] is not None,
         replaces=tuple(DatarangeId(one) for one in row["replaces"] or ()),
+        attempt=None if row["attempt"] is None else str(row["attempt"]),
     )
     upload = Upload(
         id=UploadId(row["id"]),
@@ -163,12 +164,21 @@ def token(row: Row) -> Token:
 
 def check_holder(text: HolderId) -> None:
     """Raise Invalid if *text* is not a UUID in its usual form."""
+    _check_uuid(text, "the id of a journal")
+
+
+def check_attempt(text: str) -> None:
+    """Raise Invalid if *text* is not a UUID in its usual form."""
+    _check_uuid(text, "an attempt's UUID")
+
+
+def _check_uuid(text: str, what: str) -> None:
     try:
         usual: str | None = str(UUID(text))
     except ValueError:
         usual = None
     if text != usual:
-        raise Invalid(f"{printable(text)}: not the id of a journal")
+        raise Invalid(f"{printable(text)}: not {what}")
 
 
 def object_key(text: str) -> str:

@@ -20,6 +20,7 @@ _BY_CONSTRAINT: dict[str, tuple[type[Datas3tError], str]] = {
     "key_claims_no_overlap": (Conflict, "some of these keys are taken already"),
     "s3_buckets_name_taken": (Conflict, "a bucket of this name is registered already"),
     "s3_buckets_bucket_taken": (Conflict, "this bucket of this endpoint is registered already"),
+    "datarange_uploads_attempted_once": (Conflict, "this attempt has begun another upload"),
     "api_tokens_name_taken": (Conflict, "a token of this name exists already"),
     "datasets_name_taken": (Conflict, "a dataset of this name exists already"),
 }

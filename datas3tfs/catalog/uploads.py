@@ -26,8 +26,16 @@ _SWEEP_AT_ONCE = 100  # uploads per transaction of abandon_expired
 _RECORD = """
     INSERT INTO datarange_uploads (dataset_id, claim_id, data_object_key, index_object_key,
                                    first_datapoint_index, number_of_datapoints, data_size, expires_at,
-                                   lease_holder, staged_index_key, replaces)
-    VALUES ($1, $2, $3, $4, $5, $6, $7, now() + $8, $9, $10, $11) RETURNING id
+                                   lease_holder, staged_index_key, replaces, attempt)
+    VALUES ($1, $2, $3, $4, $5, $6, $7, now() + $8, $9, $10, $11, $12) RETURNING id
+"""
+_RENEW_ATTEMPT = """
+    UPDATE datarange_uploads u SET expires_at = now() + $2 FROM datasets d
+    WHERE u.attempt = $1 AND d.id = u.dataset_id RETURNING u.*, d.s3_bucket_id
+"""
+_ATTEMPT = """
+    SELECT u.*, d.s3_bucket_id FROM datarange_uploads u JOIN datasets d ON d.id = u.dataset_id
+    WHERE u.attempt = $1
 """
 _STANDS = "SELECT true FROM datarange_uploads WHERE id = $1"
 _PENDING = """
@@ -139,13 +147,31 @@ class _Begin:
         await claims.bound_idleness(session)
         if intent.holder is not None:
             await claims.lock_known_holder(session, intent.holder)
+        # Here, as uploads come before datasets in the order of locks …
+        if (begun := await self._begun(session, _RENEW_ATTEMPT, self._lifetime)) is not None:
+            return begun
         dataset = await claims.lock_known_dataset(session, intent.dataset_id)
         if self._made is not None and await session.value(_STANDS, self._made.id):
             return self._made
+        # … and again, as another begin may just have had the dataset.
+        if (begun := await self._begun(session, _ATTEMPT)) is not None:
+            return begun
         claim_id = await self._claim(session)
         data_key = await objectkeys.new_name(session, dataset, intent.keys, fresh=self._fresh)
         self._made = await self._record(session, dataset, claim_id, data_key)
         return self._made
+
+    async def _begun(self, session: Session, query: str, *values: object) -> Upload | None:
+        """Return what the same attempt has begun before. Raises Conflict if that was something else."""
+        if self._intent.attempt is None:
+            return None
+        row = await session.row(query, self._intent.attempt, *values)
+        if row is None:
+            return None
+        upload = rows.pending(row).upload
+        if upload.intent != self._intent:
+            raise Conflict(f"upload {upload.id}: this attempt has begun another upload")
+        return upload
 
     async def _claim(self, session: Session) -> int | None:
         if self._intent.replaces:
@@ -171,7 +197,7 @@ class _Begin:
         what = intent.keys.start, intent.keys.length, intent.size
         staged = staged_index_key(data_key) if intent.presigned else None
         replaces = list(intent.replaces) or None
-        kind = self._lifetime, intent.holder, staged, replaces
+        kind = self._lifetime, intent.holder, staged, replaces, intent.attempt
         upload_id = await session.value(
             _RECORD, intent.dataset_id, claim_id, data_key, index_key, *what, *kind
         )
@@ -232,7 +258,8 @@ class PostgresUploads:
         """Record *intent*: claim its keys and name two objects never used before in that bucket.
 
         Keys that the intent's holder has leased pass from the leases to the upload; an upload of its own
-        that overlaps is abandoned. An aggregate claims nothing. Raises Conflict (a key is committed or
+        that overlaps is abandoned. An aggregate claims nothing. An attempt that is in flight already is
+        returned. Raises Conflict (a key is committed or
         claimed, or what an aggregate replaces is not there), NotFound (dataset, holder), Invalid.
         """
         keys = intent.keys
@@ -242,6 +269,8 @@ class PostgresUploads:
             aggregates.check(intent)
         if intent.holder is not None:
             rows.check_holder(intent.holder)
+        if intent.attempt is not None:
+            rows.check_attempt(intent.attempt)
         what = f"keys {keys.start} to {keys.last} of dataset {intent.dataset_id}"
         lifetime = self._presigned_lifetime if intent.presigned else self._lifetime
         return await self._database.change(what, _Begin(intent, fresh, lifetime), repeat=True)

@@ -92,6 +92,7 @@ class UploadIntent:
     replaces: tuple[
         DatarangeId, ...
     ] = ()  # the dataranges that hold the keys now, in key order: an aggregate
+    attempt: str | None = None  # a UUID that a client makes up: beginning again with it is no second upload
 
 
 @dataclass(frozen=True, slots=True)

@@ -108,6 +108,9 @@ class Uploads(Protocol):
 
         An aggregate (an intent that *replaces* dataranges) claims nothing, as its sources hold the keys.
         It needs at least two, which must hold the intent's keys exactly; Conflict if they do not now.
+
+        If the intent's *attempt* has begun an upload that is in flight, that one is renewed and returned;
+        Conflict if it was begun for another intent. Its writer may have confirmed it and put objects.
         """
         ...
 

@@ -163,6 +163,15 @@ async def test_the_schema_itself_protects_aggregates(
         postgres.sql(database_of(db_url), "DELETE FROM datasets")
 
 
+async def test_the_schema_itself_knows_an_attempt_once(postgres: PostgresServer, db_url: str) -> None:
+    cats, _ = await published(db_url)
+    async with open_catalog(db_url, KEY, Counters()) as catalog:
+        for start in (0, 10):
+            await catalog.uploads.begin(UploadIntent(cats, Span(start, start + 10), 1))
+    with pytest.raises(RuntimeError, match="violates"):
+        postgres.sql(database_of(db_url), f"UPDATE datarange_uploads SET attempt = '{ME}'")
+
+
 @pytest.mark.parametrize(
     "values",
     [

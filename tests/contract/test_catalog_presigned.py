@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from dataclasses import replace
 
 import pytest
+import trio
 
-from datas3tfs.core.model import Upload, UploadId, UploadIntent
+from datas3tfs.core.model import DatasetId, Upload, UploadId, UploadIntent
 from datas3tfs.core.names import staged_index_key
 from datas3tfs.core.spans import Span
 from datas3tfs.errors import Conflict, Invalid, NotFound
 from tests.harness.catalogs import ME, World, outcome
+
+ATTEMPT = "44444444-4444-4444-8444-444444444444"
 
 
 def objects_of(upload: Upload) -> list[str]:
@@ -139,3 +143,86 @@ async def test_what_is_published_after_it_expired_is_swept_no_more(world: World)
     world.fall_due()
     assert await world.due() == [staged_index_key(upload.data_key)], "its URLs were dead already"
     assert await outcome(lambda: world.there.uploads.renew(upload.id)) == "Conflict"
+
+
+def attempted(world: World, start: int = 0, stop: int = 10, *, attempt: str = ATTEMPT) -> UploadIntent:
+    return UploadIntent(world.dataset_id, Span(start, stop), 1, presigned=True, attempt=attempt)
+
+
+async def test_an_attempt_that_is_repeated_is_the_same_upload_renewed(world: World) -> None:
+    upload = await world.here.uploads.begin(attempted(world))
+    assert upload.intent.attempt == ATTEMPT
+    await world.here.uploads.confirm(upload.id)
+    await world.here.uploads.remember_multipart(upload.id, "2~multipart")
+    world.expire(upload.id)
+    for fresh in (False, True):
+        assert await world.there.uploads.begin(attempted(world), fresh=fresh) == upload
+    assert await world.there.uploads.abandon_expired() == 0
+    found = await world.there.uploads.pending(upload.id)
+    assert (found.upload, found.multipart) == (upload, "2~multipart")
+    assert found.expires_ns > time.time_ns() + 3600 * 10**9
+
+
+async def test_an_attempt_is_for_one_intent(world: World) -> None:
+    sources = [await world.commit(100, 110), await world.commit(110, 120)]
+    dogs = await world.here.registry.add_dataset("dogs", "store")
+    upload = await world.here.uploads.begin(attempted(world))
+    for other in (
+        attempted(world, 0, 11),
+        attempted(world, 10, 20),
+        replace(attempted(world), size=2),
+        replace(attempted(world), presigned=False),
+        replace(attempted(world), dataset_id=dogs),
+        replace(attempted(world, 100, 120), replaces=tuple(source.id for source in sources)),
+    ):
+        with pytest.raises(Conflict, match="attempt"):
+            await world.there.uploads.begin(other)
+    with pytest.raises(Conflict, match="taken"):
+        await world.there.uploads.begin(attempted(world, attempt=ATTEMPT.replace("4", "5", 1)))
+    for text in ("", "x", ATTEMPT + " ", "{" + ATTEMPT + "}"):
+        with pytest.raises(Invalid):
+            await world.there.uploads.begin(attempted(world, attempt=text))
+    assert (await world.there.uploads.pending(upload.id)).upload == upload
+
+
+async def test_an_attempt_that_has_ended_is_not_found_again(world: World) -> None:
+    first = await world.here.uploads.begin(attempted(world))
+    await world.here.uploads.abandon(first.id)
+    second = await world.here.uploads.begin(attempted(world))
+    assert (second.id, second.data_key) != (first.id, first.data_key)
+    await world.here.uploads.publish(second.id)
+    with pytest.raises(Conflict, match="taken"):
+        await world.here.uploads.begin(attempted(world))
+    with pytest.raises(NotFound):
+        await world.here.uploads.begin(replace(attempted(world), dataset_id=DatasetId(10**9)))
+
+
+async def test_an_aggregate_may_be_attempted_again_too(world: World) -> None:
+    sources = [await world.commit(0, 10), await world.commit(10, 20)]
+    intent = replace(attempted(world, 0, 20), replaces=tuple(source.id for source in sources))
+    upload = await world.here.uploads.begin(intent)
+    assert await world.there.uploads.begin(intent) == upload
+    await world.here.uploads.publish(upload.id)
+    with pytest.raises(Conflict):
+        await world.there.uploads.begin(intent)
+
+
+async def test_an_attempt_made_many_times_at_once_is_one_upload(world: World) -> None:
+    dogs = await world.here.registry.add_dataset("dogs", "store")
+    begun: list[Upload] = []
+    refused: Counter[str] = Counter()
+
+    async def begin(number: int) -> None:
+        catalog = world.here if number % 2 else world.there
+        intent = attempted(world) if number % 5 else replace(attempted(world), dataset_id=dogs)
+        try:
+            begun.append(await catalog.uploads.begin(intent))
+        except Conflict:
+            refused["dogs" if intent.dataset_id == dogs else "cats"] += 1
+
+    async with trio.open_nursery() as nursery:
+        for number in range(20):
+            nursery.start_soon(begin, number)
+    assert len({upload.id for upload in begun}) == 1
+    assert refused == ({"dogs": 4} if begun[0].intent.dataset_id == world.dataset_id else {"cats": 16})
+    assert world.counters.get("sql.retry") == 0

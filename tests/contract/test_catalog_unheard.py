@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from uuid import UUID
 
 import pytest
 
@@ -147,7 +148,9 @@ async def test_a_presigned_upload_is_begun_and_published_once(scene: Scene) -> N
     uploads = scene.catalog.uploads
     for number, how in enumerate((scene.unheard.during, scene.lost.during)):
         start = 100 + 10 * number
-        upload: Upload = await how(uploads.begin(scene.intent(start, start + 10, presigned=True)))
+        intent = replace(scene.intent(start, start + 10, presigned=True), attempt=str(UUID(int=number)))
+        upload: Upload = await how(uploads.begin(intent))
+        assert await how(uploads.begin(intent)) == upload
         assert scene.count("datarange_uploads") == 1
         await how(uploads.remember_multipart(upload.id, "2~multipart"))
         await how(uploads.renew(upload.id))

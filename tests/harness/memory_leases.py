@@ -156,12 +156,17 @@ class LeaseBook:
 
 def check_holder(holder: HolderId) -> None:
     """Raise Invalid if *holder* is not a UUID in its usual form."""
+    check_uuid(holder, "the id of a journal")
+
+
+def check_uuid(text: str, what: str) -> None:
+    """Raise Invalid if *text* is not a UUID in its usual form."""
     try:
-        usual: str | None = str(UUID(holder))
+        usual: str | None = str(UUID(text))
     except ValueError:
         usual = None
-    if usual != holder:
-        raise Invalid(f"{printable(holder)}: not the id of a journal")
+    if usual != text:
+        raise Invalid(f"{printable(text)}: not {what}")
 
 
 def _remnants(whole: Span, cut: Span) -> list[Span]:

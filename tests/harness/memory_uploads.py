@@ -20,7 +20,7 @@ from datas3tfs.core.model import (
 )
 from datas3tfs.core.names import index_object_key, staged_index_key
 from datas3tfs.errors import Conflict, Invalid, NotFound
-from tests.harness.memory_leases import check_holder
+from tests.harness.memory_leases import check_holder, check_uuid
 from tests.harness.memory_state import MemoryState, Unpublished, check_keys, check_size, described
 
 
@@ -33,6 +33,8 @@ class MemoryUploads(MemoryState):
         _check(intent)
         if intent.holder is not None:
             self.book.check(intent.holder)
+        if (begun := self._begun(intent)) is not None:
+            return begun
         dataset = self.known_dataset(intent.dataset_id)
         if intent.replaces:
             self.sources(intent)
@@ -44,6 +46,15 @@ class MemoryUploads(MemoryState):
         self.unpublished[upload_id] = Unpublished(upload, self._new_expiry(intent))
         self.begun.add(upload_id)
         return upload
+
+    def _begun(self, intent: UploadIntent) -> Upload | None:
+        for item in self.unpublished.values():
+            if intent.attempt is not None and item.upload.intent.attempt == intent.attempt:
+                if item.upload.intent != intent:
+                    raise Conflict(f"upload {item.upload.id}: this attempt has begun another upload")
+                item.expires_at = self._new_expiry(intent)
+                return item.upload
+        return None
 
     def _take_keys(self, intent: UploadIntent) -> None:
         self.abandon_now(self._own_overlapping(intent))
@@ -169,6 +180,8 @@ class MemoryUploads(MemoryState):
 def _check(intent: UploadIntent) -> None:
     check_keys(intent.keys, "uploaded")
     check_size(intent.size)
+    if intent.attempt is not None:
+        check_uuid(intent.attempt, "an attempt's UUID")
     if intent.replaces:
         if len(set(intent.replaces)) < max(2, len(intent.replaces)):
             raise Invalid(f"{described(intent)}: an aggregate is made of at least two dataranges, each once")
