@@ -127,11 +127,9 @@ def holder(row: Row) -> Holder:
 
 def pending(row: Row) -> PendingUpload:
     """Return a row of datarange_uploads, with its bucket's id, as a PendingUpload. Raises Corrupt."""
-    first, last, multipart = row["first_datapoint_index"], row["last_datapoint_index"], row["upload_id"]
+    first, last = row["first_datapoint_index"], row["last_datapoint_index"]
     if not 0 <= first <= last < KEY_LIMIT:
         raise Corrupt(f"upload {row['id']} in Postgres has keys {first} to {last}")
-    if multipart is not None and not multipart.isprintable():
-        raise Corrupt(f"upload {row['id']} in Postgres has a control character in its multipart upload's id")
     intent = UploadIntent(
         dataset_id=DatasetId(row["dataset_id"]),
         keys=Span(first, last + 1),
@@ -148,7 +146,15 @@ def pending(row: Row) -> PendingUpload:
         data_key=object_key(row["data_object_key"]),
         index_key=object_key(row["index_object_key"]),
     )
-    return PendingUpload(upload, multipart, nanoseconds(row["expires_at"]))
+    its = None if row["upload_id"] is None else multipart(upload.id, row["upload_id"])
+    return PendingUpload(upload, its, nanoseconds(row["expires_at"]), row["confirmed"])
+
+
+def multipart(upload_id: UploadId, text: str) -> str:
+    """Return *text* if it may be S3's id of a multipart upload. Raises Corrupt."""
+    if not text or not text.isprintable():
+        raise Corrupt(f"upload {upload_id} in Postgres has a multipart upload whose id cannot be one")
+    return text
 
 
 def token(row: Row) -> Token:

@@ -6,6 +6,7 @@ Locks are taken in the order of claims.py. No state.
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Any
 
 from datas3tfs.catalog import aggregates, claims, objectkeys, rows
 from datas3tfs.catalog.database import Database, Row, Session
@@ -50,7 +51,9 @@ _FATE = f"""
     SELECT $1 <= pg_sequence_last_value(pg_get_serial_sequence('datarange_uploads', 'id')::regclass) AS begun,
            EXISTS ({_PUBLISHED}) AS published
 """
-_REMEMBER = "UPDATE datarange_uploads SET upload_id = $2 WHERE id = $1 RETURNING true"
+_REMEMBER = (
+    "UPDATE datarange_uploads SET upload_id = coalesce(upload_id, $2) WHERE id = $1 RETURNING upload_id"
+)
 _CONFIRM = "UPDATE datarange_uploads SET confirmed = true WHERE id = $1 RETURNING true"
 _RENEW = """
     UPDATE datarange_uploads
@@ -293,12 +296,12 @@ class PostgresUploads:
             raise Conflict(f"upload {upload_id}: it is published")
         raise _gone(upload_id)
 
-    async def remember_multipart(self, upload_id: UploadId, multipart: str) -> None:
-        """Record S3's id of the upload's presigned multipart upload. Raises Conflict if it is gone, Invalid
-        (nothing that can be such an id)."""
+    async def remember_multipart(self, upload_id: UploadId, multipart: str) -> str:
+        """Record S3's id of the upload's presigned multipart upload, if none is recorded yet; return the one
+        that is. Raises Conflict if the upload is gone, Invalid (nothing that can be such an id), Corrupt."""
         if not multipart or not multipart.isprintable():
             raise Invalid(f"upload {upload_id}: that is not the id of a multipart upload")
-        await self._update(_REMEMBER, upload_id, multipart)
+        return rows.multipart(upload_id, await self._update(_REMEMBER, upload_id, multipart))
 
     async def confirm(self, upload_id: UploadId) -> None:
         """Record that what lies at its object names from now on is its own. Raises Conflict if it is gone."""
@@ -308,12 +311,16 @@ class PostgresUploads:
         """Put off the upload's expiry. Raises Conflict if it is gone."""
         await self._update(_RENEW, upload_id, self._lifetime, self._presigned_lifetime)
 
-    async def _update(self, query: str, upload_id: UploadId, *values: object) -> None:
-        async def work(session: Session) -> bool:
-            return bool(await session.value(query, upload_id, *values))
+    async def _update(self, query: str, upload_id: UploadId, *values: object) -> Any:
+        """Return what *query* gives, which is never NULL. Raises Conflict if the upload is gone."""
 
-        if not await self._database.change(f"upload {upload_id}", work, repeat=True):
+        async def work(session: Session) -> Any:
+            return await session.value(query, upload_id, *values)
+
+        given = await self._database.change(f"upload {upload_id}", work, repeat=True)
+        if given is None:
             raise _gone(upload_id)
+        return given
 
     async def publish(self, upload_id: UploadId, size: int | None = None) -> Datarange:
         """Make the datarange visible and forget the intent; *size* replaces that of the intent. Raises

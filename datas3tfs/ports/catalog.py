@@ -119,8 +119,9 @@ class Uploads(Protocol):
         published, was abandoned, or has expired and was swept)."""
         ...
 
-    async def remember_multipart(self, upload_id: UploadId, multipart: str) -> None:
-        """Record S3's id of the upload's presigned multipart upload. Raises Conflict if it is gone."""
+    async def remember_multipart(self, upload_id: UploadId, multipart: str) -> str:
+        """Record S3's id of the upload's presigned multipart upload, if none is recorded yet; return the one
+        that is. Raises Conflict if the upload is gone, Invalid."""
         ...
 
     async def confirm(self, upload_id: UploadId) -> None:

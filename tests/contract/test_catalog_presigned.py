@@ -34,6 +34,7 @@ async def test_an_upload_in_flight_can_be_asked_for_by_its_id(world: World) -> N
     ):
         found = await world.there.uploads.pending(upload.id)
         assert (found.upload, found.multipart) == (upload, None)
+        assert found.confirmed == bool(upload.intent.presigned or upload.intent.replaces)
         assert found.expires_ns > time.time_ns()
 
 
@@ -56,10 +57,11 @@ async def test_what_is_not_in_flight_is_unknown_or_gone(world: World) -> None:
             await pending(UploadId(number))
 
 
-async def test_the_multipart_upload_is_remembered(world: World) -> None:
-    upload = await world.begin_presigned(0, 10)
-    for multipart in ("2~first", "2~second/+=", "x" * 1000):
-        await world.here.uploads.remember_multipart(upload.id, multipart)
+async def test_the_first_multipart_upload_is_remembered(world: World) -> None:
+    for number, multipart in enumerate(("2~first/+=", "x" * 1000)):
+        upload = await world.begin_presigned(10 * number, 10 * number + 1)
+        for later in (multipart, "2~second", multipart):
+            assert await world.here.uploads.remember_multipart(upload.id, later) == multipart
         assert (await world.there.uploads.pending(upload.id)).multipart == multipart
     for hostile in ("", "a\nb", "a\0b", "\ud800"):
         with pytest.raises(Invalid):

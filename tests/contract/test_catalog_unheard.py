@@ -152,7 +152,7 @@ async def test_a_presigned_upload_is_begun_and_published_once(scene: Scene) -> N
         upload: Upload = await how(uploads.begin(intent))
         assert await how(uploads.begin(intent)) == upload
         assert scene.count("datarange_uploads") == 1
-        await how(uploads.remember_multipart(upload.id, "2~multipart"))
+        assert await how(uploads.remember_multipart(upload.id, "2~multipart")) == "2~multipart"
         await how(uploads.renew(upload.id))
         assert (await uploads.pending(upload.id)).multipart == "2~multipart"
         made: Datarange = await how(uploads.publish(upload.id, 4711))

@@ -94,14 +94,16 @@ class MemoryUploads(MemoryState):
             raise Conflict(f"upload {upload_id}: it is published")
         item = self._unpublished(upload_id)
         left = int((item.expires_at - self.clock()) * 1e9)
-        return PendingUpload(item.upload, item.multipart, time.time_ns() + left)
+        return PendingUpload(item.upload, item.multipart, time.time_ns() + left, item.confirmed)
 
-    async def remember_multipart(self, upload_id: UploadId, multipart: str) -> None:
-        """Record S3's id of the presigned multipart upload. Raises Conflict if it is gone."""
+    async def remember_multipart(self, upload_id: UploadId, multipart: str) -> str:
+        """Record S3's id of the presigned multipart upload, if there is none; return the one that counts."""
         await trio.lowlevel.checkpoint()
         if not multipart.isprintable() or not multipart:
             raise Invalid(f"upload {upload_id}: that is not the id of a multipart upload")
-        self._unpublished(upload_id).multipart = multipart
+        item = self._unpublished(upload_id)
+        item.multipart = item.multipart or multipart
+        return item.multipart
 
     async def confirm(self, upload_id: UploadId) -> None:
         """Record that nothing lay at the upload's names. Raises Conflict if it is gone."""
