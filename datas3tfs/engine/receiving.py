@@ -18,6 +18,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from functools import partial
+from uuid import UUID
 
 from datas3tfs.core.compaction import check_sources
 from datas3tfs.core.model import BucketId, Datarange, PendingUpload, Upload, UploadId, UploadIntent
@@ -60,8 +61,17 @@ class Receiver:
         self._limits = limits or InspectionLimits()
         self._inspector = Inspector(indices, self._limits)
 
-    async def start(self, dataset: str, keys: Span, size: int, part_size: int | None = None) -> Grant:
-        """Claim *keys* for a TAR of *size* bytes; return where to put it.
+    async def start(
+        self,
+        dataset: str,
+        keys: Span,
+        size: int,
+        part_size: int | None = None,
+        *,
+        attempt: UUID | None = None,
+    ) -> Grant:
+        """Claim *keys* for a TAR of *size* bytes; return where to put it. Who heard no answer asks again with
+        the same *attempt*, and gets the same upload.
 
         Raises Conflict (keys taken), NotFound (dataset), Invalid (cannot be), Unavailable.
         """
@@ -72,7 +82,8 @@ class Receiver:
         taken = f"{what}: datarange overlaps with existing dataranges"
         if found.dataranges:
             raise Conflict(taken)
-        intent = UploadIntent(found.dataset_id, keys, size, presigned=True)
+        name = None if attempt is None else str(attempt)
+        intent = UploadIntent(found.dataset_id, keys, size, presigned=True, attempt=name)
         try:
             return await self._begin(intent, found.bucket_id, size, part_size or PART_SIZE)
         except Conflict as exc:
@@ -147,12 +158,17 @@ class Receiver:
             store = await self._stores.store(bucket_id)
             # What one URL can put, and so can put again, must be small enough to be scanned as a whole.
             if size >= min(part_size, self._limits.scanned):
-                multipart = await store.begin_multipart(upload.data_key)
-                await self._uploads.remember_multipart(upload.id, multipart)
+                await self._begin_multipart(store, upload)
             return await sign_grant(store, await self._uploads.pending(upload.id), size, part_size)
         except BaseException:
             await self._writer.abandon(upload)
             raise
+
+    async def _begin_multipart(self, store: WholeStore, upload: Upload) -> None:
+        """Begin a multipart upload, unless an earlier start of the same attempt has."""
+        multipart = await store.begin_multipart(upload.data_key)
+        if await self._uploads.remember_multipart(upload.id, multipart) != multipart:
+            await store.abort_multipart(upload.data_key, multipart)
 
     async def _merged_size(self, bucket_id: BucketId, sources: Sequence[Datarange]) -> int:
         """Return how long the TAR of all of them is when a client has copied their entries. The Go client

@@ -62,11 +62,14 @@ class Writer:
             raise Unavailable(str(exc)) from exc
 
     async def begin(self, intent: UploadIntent, bucket_id: BucketId) -> Upload:
-        """Record the intent under object names where nothing lies. Raises Conflict (keys taken),
-        NotFound (dataset), Unavailable; nothing is left then."""
+        """Record the intent under object names where nothing lies; an attempt that is repeated returns what
+        was recorded before. Raises Conflict (keys taken), NotFound (dataset), Unavailable; nothing is left
+        then."""
         store = await self._stores.store(bucket_id)
         upload = await self._uploads.begin(intent)
         try:
+            if intent.attempt is not None and (await self._uploads.pending(upload.id)).confirmed:
+                return upload  # what lies there is its own
             while await self._is_taken(store, upload):
                 await self._uploads.abandon(upload.id)  # unconfirmed, so it dooms nothing
                 upload = await self._uploads.begin(intent, fresh=True)

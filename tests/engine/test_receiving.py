@@ -4,6 +4,7 @@ import tarfile
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
+from uuid import uuid4
 
 import pytest
 import trio
@@ -14,7 +15,7 @@ from datas3tfs.core.model import Datarange, UploadId, UploadIntent
 from datas3tfs.core.names import staged_index_key
 from datas3tfs.core.parts import PART_SIZE
 from datas3tfs.core.spans import Span
-from datas3tfs.engine.receiving import Receiver
+from datas3tfs.engine.receiving import Grant, Receiver
 from datas3tfs.engine.sweeper import sweep
 from datas3tfs.errors import Conflict, Invalid, NotFound, Unavailable
 from tests.harness.archives import noise
@@ -195,6 +196,43 @@ async def test_a_start_that_fails_leaves_nothing(method: str) -> None:
     await swept(world)
     assert not world.catalog.unpublished
     assert not world.store.multiparts
+
+
+@pytest.mark.parametrize("archive", [SMALL, LARGE], ids=["put at once", "in parts"])
+async def test_who_heard_no_answer_starts_again_and_gets_the_same_upload(archive: Archive) -> None:
+    world, attempt = await ready(), uuid4()
+    keys = Span(archive.first, archive.first + len(archive.contents))
+    async with open_receiver(world) as receiver:
+        first = await receiver.start("photos", keys, len(archive.body), PART, attempt=attempt)
+        put(world, first, archive.body, archive.go_index)
+        again = await receiver.start("photos", keys, len(archive.body), PART, attempt=attempt)
+        assert again.upload == first.upload
+        assert len(world.store.multiparts) == (first.put_url is None)
+        with pytest.raises(Conflict):
+            await receiver.start("photos", keys, len(archive.body), PART, attempt=uuid4())
+        with pytest.raises(Conflict):
+            await receiver.start("photos", keys, len(archive.body), PART)
+        tags = put(world, again, archive.body, archive.go_index)
+        await receiver.complete(again.upload.id, tags)
+    await check_published(world, archive)
+
+
+async def test_starts_of_one_attempt_at_the_same_time_are_one_upload() -> None:
+    world, attempt = await ready(), uuid4()
+    grants: list[Grant] = []
+    async with open_receiver(world) as receiver:
+
+        async def start() -> None:
+            grants.append(await receiver.start("photos", Span(0, 4), len(LARGE.body), PART, attempt=attempt))
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(5):
+                nursery.start_soon(start)
+        assert len({grant.upload for grant in grants}) == 1
+        assert len(world.store.multiparts) == 1
+        put(world, grants[3], LARGE.body, LARGE.go_index)
+        await receiver.complete(grants[0].upload.id)
+    await check_published(world, LARGE)
 
 
 # -- completing what is not right -----------------------------------------------------------------
