@@ -62,7 +62,7 @@ class Listings:
 
 def _next(subject: str, place: Place, found: list[Found], token: str) -> Place:
     empty = 0 if found else place.empty + 1
-    if token == place.token or empty > _MOST_EMPTY_PAGES:
+    if empty > _MOST_EMPTY_PAGES:  # pages that are not empty end, for their keys ascend
         raise Unavailable(f"{subject}: the server's list does not end")
     return Place(token, found[-1].key if found else place.last, empty)
 

@@ -36,7 +36,7 @@ class Signer:
 
         Raises Invalid if the endpoint is not a URL.
         """
-        address = f"{_base(self._spec)}/{quote(self._spec.bucket)}/{quote(key, safe='/~')}"
+        address = f"{_base(self._spec)}/{quote(self._spec.bucket)}/{quote(key)}"
         request = AWSRequest(method=method, url=address, params=dict(query or {}))
         S3SigV4QueryAuth(self._credentials, "s3", self._spec.region, expires=life).add_auth(request)
         return str(request.url)

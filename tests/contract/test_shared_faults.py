@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import threading
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -21,7 +22,7 @@ from datas3tfs.errors import Invalid, NotFound, Unavailable
 from datas3tfs.objects.settings import S3Settings
 from datas3tfs.objects.store import RetryingStore
 from datas3tfs.objects.stores import open_stores
-from tests.harness.faultproxy import Fault, FaultProxy, Kind
+from tests.harness.faultproxy import Fault, FaultProxy, Kind, Moment
 from tests.harness.s3 import S3Server
 
 MIB = 1 << 20
@@ -141,16 +142,25 @@ async def test_refused_parts_are_not_tried_again(bench: Bench) -> None:
     assert bench.proxy.requests("POST", "uploadId") == 1
 
 
-async def test_a_stream_whose_upload_somebody_aborted_is_unavailable(bench: Bench) -> None:
-    async def stream() -> AsyncIterator[bytes]:
-        yield bytes(16 * MIB)
-        assert bench.server.unfinished() == [KEY]
-        await bench.store.delete(KEY)
-        yield bytes(16 * MIB)
+async def test_a_stream_whose_upload_somebody_aborted_is_unavailable(rclone_server: S3Server) -> None:
+    client, bucket = rclone_server.client(), rclone_server.bucket
 
-    with pytest.raises(Unavailable, match="some-set"):
-        await bench.store.put_stream(KEY, stream(), 32 * MIB)
-    assert bench.server.unfinished() == []
+    def abort(moment: Moment, method: str, path: str) -> bool:
+        if (moment, method) == (Moment.ASKED, "POST") and "uploadId" in path:  # all parts have arrived
+            [upload] = client.list_multipart_uploads(Bucket=bucket)["Uploads"]
+            client.abort_multipart_upload(Bucket=bucket, Key=KEY, UploadId=upload["UploadId"])
+        return False
+
+    async def stream() -> AsyncIterator[bytes]:
+        yield bytes(LEAST + 1)
+
+    settings = replace(ONE_ATTEMPT, part_size=LEAST)
+    with FaultProxy(rclone_server.process.port) as proxy:
+        proxy.witness = abort
+        async with open_stores(nothing_registered, settings, Counters()) as stores:
+            store = stores.of(rclone_server.spec(proxy.endpoint))
+            with pytest.raises(Unavailable, match=r"some-set.*dropped"):  # not NotFound
+                await store.put_stream(KEY, stream(), LEAST + 1)
 
 
 # Copies
@@ -255,6 +265,11 @@ HOSTILE = {
     "twice": [page(entry("p/a"), entry("p/a"))],
     "descending pages": [page(entry("p/b"), token="1"), page(entry("p/a"))],
     "the same page again": [page(entry("p/a"), token="1"), page(entry("p/a"), token="2")],
+    "the same page after an empty one": [
+        page(entry("p/a"), token="1"),
+        page(token="2"),
+        page(entry("p/a"), token="3"),
+    ],
     "the same token again": [page(entry("p/a"), token="1"), page(entry("p/b"), token="1")],
     "empty pages without end": [page(token=str(number)) for number in range(200)],
     "no token": [page(entry("p/a")).replace("false", "true")],
@@ -276,7 +291,7 @@ async def test_a_listing_that_makes_no_sense_is_unavailable(pages: list[str]) ->
         seen: list[str] = []
         with pytest.raises(Unavailable, match=r"^list p/: gave up after 1 attempt ") as caught:
             await each(store, "p/", seen.append)
-        assert "no answer" not in str(caught.value)
+        assert not re.search("no answer|connection", str(caught.value))  # it was the answer
         assert seen == sorted({"p/a", "p/b"} & set(seen))
 
 
