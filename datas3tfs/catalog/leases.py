@@ -9,8 +9,8 @@ from dataclasses import replace
 from datetime import timedelta
 
 from datas3tfs.catalog import claims, rows
+from datas3tfs.catalog.abandoning import ABANDON_THESE
 from datas3tfs.catalog.database import Database, Row, Session
-from datas3tfs.catalog.uploads import ABANDON_THESE
 from datas3tfs.core.model import DatasetId, Holder, HolderId, Lease
 from datas3tfs.core.names import KEY_LIMIT, printable
 from datas3tfs.core.spans import Span

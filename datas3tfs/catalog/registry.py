@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from datas3tfs.catalog import claims, rows
+from datas3tfs.catalog.abandoning import ABANDON_AGGREGATES
 from datas3tfs.catalog.crypto import Cipher
 from datas3tfs.catalog.database import Database, Row, Session
-from datas3tfs.catalog.uploads import ABANDON_AGGREGATES
 from datas3tfs.core.model import Bucket, BucketId, BucketSpec, DatasetId
 from datas3tfs.core.names import check_label
 from datas3tfs.errors import Conflict, NotFound
