@@ -158,14 +158,14 @@ def multipart(upload_id: UploadId, text: str) -> str:
 
 
 def token(row: Row) -> Token:
-    """Return a row of api_tokens as a Token. Raises Invalid if a name in it is not valid."""
+    """Return a row of api_tokens as a Token. Raises Corrupt if a name in it is not valid."""
     names = row["datasets"]
-    return Token(
-        name=check_label("token", row["name"]),
-        can_write=row["can_write"],
-        datasets=None if names is None else frozenset(check_label("dataset", name) for name in names),
-        created_ns=nanoseconds(row["created_at"]),
-    )
+    try:
+        name = check_label("token", row["name"])
+        datasets = None if names is None else frozenset(check_label("dataset", one) for one in names)
+    except Invalid as exc:
+        raise Corrupt(f"a token in Postgres: {exc}") from exc
+    return Token(name, row["can_write"], datasets, nanoseconds(row["created_at"]))
 
 
 def check_holder(text: HolderId) -> None:

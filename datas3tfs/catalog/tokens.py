@@ -68,7 +68,7 @@ class PostgresTokens:
         await self._database.change(f"token {token.name}", _Add(token, digest), repeat=True)
 
     async def all(self) -> list[Token]:
-        """Return all tokens by name. Raises Invalid (a name in Postgres cannot be one)."""
+        """Return all tokens by name. Raises Corrupt."""
 
         async def work(session: Session) -> list[Row]:
             return await session.rows(_ALL)
@@ -76,7 +76,7 @@ class PostgresTokens:
         return [rows.token(row) for row in await self._database.read("tokens", work)]
 
     async def find(self, digest: bytes) -> Token | None:
-        """Return whose digest this is; None if it is nobody's."""
+        """Return whose digest this is; None if it is nobody's. Raises Corrupt."""
 
         async def work(session: Session) -> Row | None:
             return await session.row(_FIND, digest)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import traceback
+from functools import partial
 from pathlib import Path
 
 import asyncpg
@@ -14,7 +15,7 @@ import trio
 from datas3tfs.catalog import SCHEMA_VERSION, generate_key, migrate, open_catalog, schema_text
 from datas3tfs.catalog.background import in_background, run_asyncio
 from datas3tfs.core.counters import Counters
-from datas3tfs.core.model import BucketSpec, Datarange, DatasetId, UploadId, UploadIntent
+from datas3tfs.core.model import BucketSpec, Datarange, DatasetId, Token, UploadId, UploadIntent
 from datas3tfs.core.spans import Span
 from datas3tfs.errors import Conflict, Corrupt, Datas3tError, Invalid, Unavailable
 from tests.harness.catalogs import ME
@@ -399,6 +400,52 @@ async def test_hostile_dataranges_are_corrupt(postgres: PostgresServer, db_url: 
     postgres.sql(database_of(db_url), f"UPDATE dataranges SET {change} WHERE id = {first.id}")
     with pytest.raises(Corrupt):
         await listed(db_url, cats)
+    async with open_catalog(db_url, KEY, Counters()) as catalog:
+        with pytest.raises(Corrupt):
+            await catalog.reader.overlap("cats", Span(0, 100))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "first_datapoint_index = -1",
+        r"data_object_key = E'a\nb'",
+        "index_object_key = repeat('x', 1025)",
+        r"upload_id = E'\x1b[2J'",
+        "upload_id = ''",
+    ],
+)
+async def test_hostile_uploads_are_corrupt(postgres: PostgresServer, db_url: str, change: str) -> None:
+    cats, _ = await published(db_url)
+    async with open_catalog(db_url, KEY, Counters()) as catalog:
+        upload = await catalog.uploads.begin(UploadIntent(cats, Span(10, 20), 10, presigned=True))
+        await catalog.uploads.pending(upload.id)
+        postgres.sql(
+            database_of(db_url),
+            f"""
+            ALTER TABLE datarange_uploads DROP CONSTRAINT datarange_uploads_claimed;
+            UPDATE datarange_uploads SET {change}
+            """,
+        )
+        with pytest.raises(Corrupt) as caught:
+            await catalog.uploads.pending(upload.id)
+        assert str(caught.value).isprintable()
+        if "upload_id" in change:
+            with pytest.raises(Corrupt):
+                await catalog.uploads.remember_multipart(upload.id, "2~mine")
+
+
+@pytest.mark.parametrize("change", [r"name = E'\x1b[2J'", r"datasets = ARRAY['cats', E'a\nb']"])
+async def test_hostile_tokens_are_corrupt(postgres: PostgresServer, db_url: str, change: str) -> None:
+    digest = bytes(range(32))
+    async with open_catalog(db_url, KEY, Counters()) as catalog:
+        await catalog.tokens.add(Token("mine", can_write=True, datasets=None, created_ns=0), digest)
+        drop = "ALTER TABLE api_tokens DROP CONSTRAINT api_tokens_name_valid"
+        postgres.sql(database_of(db_url), f"{drop}; UPDATE api_tokens SET {change}")
+        for call in (catalog.tokens.all, partial(catalog.tokens.find, digest)):
+            with pytest.raises(Corrupt) as caught:
+                await call()
+            assert str(caught.value).isprintable()
 
 
 async def test_a_doomed_row_that_names_no_object_is_passed_over(
