@@ -29,10 +29,9 @@ MIB = 1 << 20
 KEY = "datas3t/some-set/dataranges/00000000000000000000-00000000000000000009.tar"
 BODY = bytes(range(256)) * 40
 LEAST = 5 * MIB
-SETTINGS = S3Settings(io_timeout=1.5, slowest_rate=8 * MIB, first_pause=0.01, page=2)
+SETTINGS = S3Settings(io_timeout=4.5, slowest_rate=8 * MIB, first_pause=0.01, page=2)
 # Gives up after one attempt: what follows would come out the same, and take its time.
 ONE_ATTEMPT = replace(SETTINGS, io_timeout=20.0, first_pause=60.0, longest_pause=60.0)
-SLACK = 1.0  # seconds a loaded machine may be late
 
 
 @dataclass
@@ -40,6 +39,7 @@ class Bench:
     server: S3Server
     proxy: FaultProxy
     store: RetryingStore
+    once: RetryingStore  # the same, with one attempt
     counters: Counters
 
 
@@ -52,8 +52,12 @@ def proxy(s3_server: S3Server) -> Iterator[FaultProxy]:
 @pytest.fixture
 async def bench(s3_server: S3Server, proxy: FaultProxy) -> AsyncIterator[Bench]:
     counters = Counters()
-    async with open_stores(nothing_registered, SETTINGS, counters, random=lambda: 0.5) as stores:
-        yield Bench(s3_server, proxy, stores.of(s3_server.spec(proxy.endpoint)), counters)
+    spec = s3_server.spec(proxy.endpoint)
+    async with (
+        open_stores(nothing_registered, SETTINGS, counters, random=lambda: 0.5) as stores,
+        open_stores(nothing_registered, ONE_ATTEMPT, Counters(), random=lambda: 1.0) as stores_once,
+    ):
+        yield Bench(s3_server, proxy, stores.of(spec), stores_once.of(spec), counters)
 
 
 async def nothing_registered(bucket_id: BucketId) -> Bucket:
@@ -118,21 +122,26 @@ async def test_a_lost_answer_to_the_last_request_is_looked_up(bench: Bench) -> N
 async def test_what_could_not_be_completed_can_be_later(bench: Bench) -> None:
     multipart, tags = await begun(bench)
     bench.proxy.add(Fault(Kind.STATUS, None, "uploadId", "POST"))
-    with trio.fail_after(SETTINGS.io_timeout + SLACK), pytest.raises(Unavailable, match="503") as caught:
-        await bench.store.complete_multipart(KEY, multipart, tags, len(BODY))
+    with pytest.raises(Unavailable, match="503") as caught:
+        await bench.once.complete_multipart(KEY, multipart, tags, len(BODY))
     assert KEY in str(caught.value)
     bench.proxy.clear()
     await bench.store.complete_multipart(KEY, multipart, tags, len(BODY))
     assert await bench.store.get(KEY, len(BODY)) == BODY
 
 
-async def test_whether_it_was_completed_is_not_guessed(bench: Bench) -> None:
-    multipart, tags = await begun(bench)
-    bench.proxy.add(Fault(Kind.LOSE_ANSWER, 1, "uploadId", "POST"), Fault(Kind.STATUS, None, KEY, "HEAD"))
-    with pytest.raises(Unavailable):  # not NotFound
-        await bench.store.complete_multipart(KEY, multipart, tags, len(BODY))
-    bench.proxy.clear()
-    await bench.store.complete_multipart(KEY, multipart, tags, len(BODY))
+async def test_whether_it_was_completed_is_not_guessed(rclone_server: S3Server) -> None:
+    with FaultProxy(rclone_server.process.port) as proxy:
+        async with open_stores(nothing_registered, ONE_ATTEMPT, Counters(), random=lambda: 1.0) as stores:
+            store = stores.of(rclone_server.spec(proxy.endpoint))
+            multipart = await store.begin_multipart(KEY)
+            tags = [(1, await store.put_part(KEY, multipart, 1, BODY))]
+            await store.complete_multipart(KEY, multipart, tags, len(BODY))
+            proxy.add(Fault(Kind.STATUS, None, KEY, "HEAD"))
+            with pytest.raises(Unavailable, match="503"):  # not NotFound
+                await store.complete_multipart(KEY, multipart, tags, len(BODY))
+            proxy.clear()
+            await store.complete_multipart(KEY, multipart, tags, len(BODY))
 
 
 async def test_refused_parts_are_not_tried_again(bench: Bench) -> None:
@@ -157,7 +166,7 @@ async def test_a_stream_whose_upload_somebody_aborted_is_unavailable(rclone_serv
     settings = replace(ONE_ATTEMPT, part_size=LEAST)
     with FaultProxy(rclone_server.process.port) as proxy:
         proxy.witness = abort
-        async with open_stores(nothing_registered, settings, Counters()) as stores:
+        async with open_stores(nothing_registered, settings, Counters(), random=lambda: 1.0) as stores:
             store = stores.of(rclone_server.spec(proxy.endpoint))
             with pytest.raises(Unavailable, match=r"some-set.*dropped"):  # not NotFound
                 await store.put_stream(KEY, stream(), LEAST + 1)
@@ -198,7 +207,7 @@ async def test_a_server_that_cannot_copy_is_asked_once(
     with FaultProxy(server.process.port) as proxy:
         if status:
             proxy.add(Fault(Kind.STATUS, None, "uploadId", "PUT", status=status))
-        async with open_stores(nothing_registered, ONE_ATTEMPT, Counters()) as stores:
+        async with open_stores(nothing_registered, ONE_ATTEMPT, Counters(), random=lambda: 1.0) as stores:
             store = stores.of(server.spec(proxy.endpoint))
             await store.put(KEY + ".source", bytes(LEAST + 3))
             multipart = await store.begin_multipart(KEY)
@@ -231,7 +240,7 @@ async def test_a_listing_survives_one_fault_of_any_page(bench: Bench, fault: Fau
     assert bench.counters.get("s3.retry") >= 2
 
 
-async def test_a_listing_that_fails_for_good_says_so_in_time(bench: Bench) -> None:
+async def test_a_listing_that_fails_for_good_says_so(bench: Bench) -> None:
     for number in range(3):
         await bench.store.put(f"datas3t/{number}", b"")
     seen: list[str] = []
@@ -240,11 +249,8 @@ async def test_a_listing_that_fails_for_good_says_so_in_time(bench: Bench) -> No
         bench.proxy.add(Fault(Kind.STATUS, None, "list-type"))
         seen.append(key)
 
-    with (
-        trio.fail_after(SETTINGS.io_timeout + SLACK),
-        pytest.raises(Unavailable, match=r"datas3t/.*503"),
-    ):
-        await each(bench.store, "datas3t/", fault)
+    with pytest.raises(Unavailable, match=r"datas3t/.*503"):
+        await each(bench.once, "datas3t/", fault)
     assert seen == ["datas3t/0", "datas3t/1"]
 
 
@@ -330,11 +336,9 @@ HOSTILE_PARTS = {
 @pytest.mark.parametrize("pages", HOSTILE_PARTS.values(), ids=HOSTILE_PARTS.keys())
 async def test_a_list_of_parts_that_makes_no_sense_is_unavailable(pages: list[str]) -> None:
     async with hostile(pages) as store:
-        with (
-            trio.fail_after(SETTINGS.io_timeout + SLACK),
-            pytest.raises(Unavailable, match="list parts of k"),
-        ):
+        with pytest.raises(Unavailable, match=r"^list parts of k: gave up after 1 attempt ") as caught:
             await store.parts("k", "u")
+        assert not re.search("no answer|connection", str(caught.value))
 
 
 @asynccontextmanager
@@ -372,7 +376,7 @@ async def hostile(pages: list[str]) -> AsyncIterator[RetryingStore]:
 async def test_neither_logs_nor_tracebacks_hold_a_signature(
     bench: Bench, caplog: pytest.LogCaptureFixture
 ) -> None:
-    store = bench.store
+    store = bench.once
     multipart, tags = await begun(bench)
     bench.proxy.add(Fault(Kind.STATUS, None, "", "", status=403))
     calls: list[Callable[[], Awaitable[object]]] = [

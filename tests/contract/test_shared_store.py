@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 
 import pytest
@@ -156,6 +156,25 @@ async def test_keys_with_unusual_characters(store: WholeStore, client: Client) -
     assert await store.parts(key, multipart) == [Part(1, 5, tag)]
     await store.complete_multipart(key, multipart, [(1, tag)], 5)
     assert await store.get(key, 9) == b"there"
+
+
+async def test_the_twin_refuses_urls_that_are_dead_or_for_something_else() -> None:
+    # What the adapter's URLs do is in test_object_urls.py.
+    store = MemoryStore()
+    await store.put(KEY, BODY)
+    get, put = await store.get_url(KEY), await store.put_url(KEY)
+    refused: list[Callable[[], object]] = [lambda: store.client_get(put), lambda: store.client_put(get, b"")]
+    for call in refused:
+        with pytest.raises(Refused, match="403"):
+            call()
+    assert store.client_get(get) == BODY
+    store.expire_urls()
+    refused += [lambda: store.client_get(get), lambda: store.client_put(put, b"")]
+    for call in refused:
+        with pytest.raises(Refused, match="403"):
+            call()
+    assert store.objects == {KEY: BODY}
+    assert store.client_get(await store.get_url(KEY)) == BODY
 
 
 # Multipart uploads
