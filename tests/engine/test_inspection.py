@@ -2,6 +2,7 @@
 
 import io
 import tarfile
+import threading
 import tracemalloc
 from collections.abc import Callable
 from contextlib import suppress
@@ -21,7 +22,8 @@ from datas3tfs.core.indexfile import BareRecords, decode_index_file
 from datas3tfs.core.model import BucketId, Datarange, DatarangeId, DatasetId, Upload, UploadId, UploadIntent
 from datas3tfs.core.names import index_object_key, staged_index_key
 from datas3tfs.core.spans import Span
-from datas3tfs.core.uploadcheck import InspectionLimits
+from datas3tfs.core.uploadcheck import HeaderCheck, InspectionLimits
+from datas3tfs.engine import inspection
 from datas3tfs.engine.indices import open_indices
 from datas3tfs.engine.inspection import Inspector
 from datas3tfs.errors import Corrupt, Invalid
@@ -290,6 +292,14 @@ async def test_many_gaps_in_a_sampled_object_are_refused() -> None:
     assert await Bench().inspect(Span(0, 1100), body, records, HEADERS)
     with pytest.raises(Invalid, match="at 1100 places"):
         await Bench().inspect(Span(0, 1100), body, records, SAMPLE)
+
+
+@DEPTHS
+async def test_fewer_datapoints_than_announced(depth: InspectionLimits) -> None:
+    archive = archive_of([b"a", b"b"], end=10_240)
+    records = archive.go_index + go_record(2048, 1)
+    with pytest.raises(Invalid):
+        await Bench().inspect(Span(0, 3), archive.body, records, depth)
 
 
 # -- bad indices ----------------------------------------------------------------------------------
@@ -565,6 +575,28 @@ async def test_memory_is_flat_however_large_the_object(depth: InspectionLimits) 
     finally:
         tracemalloc.stop()
     assert store.most_in_flight <= 4
+
+
+@DEPTHS
+async def test_the_work_is_done_beside_the_loop(
+    depth: InspectionLimits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = set()
+
+    def watched(real: Callable[..., object]) -> Callable[..., object]:
+        def work(*args: object, **kwargs: object) -> object:
+            threads.add(threading.get_ident())
+            return real(*args, **kwargs)
+
+        return work
+
+    for name in ("scan", "read_client_index", "check_against", "encode_index_file"):
+        monkeypatch.setattr(inspection, name, watched(getattr(inspection, name)))
+    monkeypatch.setattr(HeaderCheck, "look", watched(HeaderCheck.look))
+    archive = archive_of([b"a", b"b"])
+    await Bench().inspect(Span(0, 2), archive.body, archive.go_index, depth)
+    assert threads
+    assert threading.get_ident() not in threads
 
 
 async def test_few_objects_are_inspected_at_a_time() -> None:

@@ -639,6 +639,22 @@ async def test_an_upload_is_kept_alive_while_it_is_inspected(
     await check_published(world, SMALL)
 
 
+async def test_an_upload_that_has_expired_may_still_be_completed_if_nobody_has_swept_it() -> None:
+    world = await ready()
+    upload_id = await started(world, SMALL, SMALL.go_index)
+    world.catalog.expire(upload_id)
+
+    async def sweeps(method: str, key: str) -> None:
+        if method == "get_range":
+            await swept(world)
+
+    world.failing.before_each = sweeps
+    async with open_receiver(world) as receiver:
+        await receiver.complete(upload_id)
+    world.failing.before_each = None
+    await check_published(world, SMALL)
+
+
 # -- going on -------------------------------------------------------------------------------------
 
 

@@ -221,9 +221,20 @@ async def test_a_source_that_has_changed_meanwhile_ends_it() -> None:
         await world.commit([b"new"], 2)
         with pytest.raises(Conflict, match="changed"):
             await receiver.complete_aggregate(started.grant.upload.id)
+        assert not world.catalog.unpublished, "it can never be published"
         await receiver.cancel_aggregate(started.grant.upload.id)
-    assert not world.catalog.unpublished
     assert len(await visible(world)) == 3
+
+
+async def test_what_was_put_at_once_must_be_as_small_as_it_was_expected_to_be() -> None:
+    world = await ready()
+    async with open_receiver(world) as receiver:
+        started = await begun(receiver, world)
+        assert started.grant.put_url is not None
+    async with open_receiver(world, scanned=1000) as receiver:
+        with pytest.raises(Invalid, match="were put at once"):
+            await receiver.complete_aggregate(started.grant.upload.id)
+    await check_untouched(world)
 
 
 async def test_of_two_aggregates_of_the_same_sources_one_is_published() -> None:
