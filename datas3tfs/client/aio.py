@@ -209,7 +209,7 @@ class AsyncClient:
         scanned = await _scanned(tar)
         kept = None if resume is None else ResumeFile(Path(resume), Pending.of(dataset, scanned))
         try:
-            with FileBody(scanned, self._tuning.chunk) as body:
+            with FileBody(scanned) as body:
                 return await opened.uploader.upload(dataset, body, progress, kept)
         except Conflict as exc:
             raise Conflict(f"{scanned.label}: {exc}") from exc
@@ -249,7 +249,7 @@ class AsyncClient:
 
     async def commit(self, dataset: str, batch: Batch, *, progress: Progress = _ignore) -> DatarangeInfo:
         """Commit one batch of an ingest. Raises as `ingest`."""
-        body = ComposedBody(batch, self._tuning.chunk)
+        body = ComposedBody(batch)
         return await self._open.uploader.upload(dataset, body, progress)
 
     # -- reading -----------------------------------------------------------------------------------

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import AsyncIterator
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Protocol
 
-from anyio import to_thread
+from anyio import lowlevel, to_thread
 
 from datas3tfs.client.scanning import ScannedTar
 from datas3tfs.client.sources import Batch
@@ -45,25 +44,40 @@ class UploadBody(Protocol):
         ...
 
 
-def in_memory(content: bytes | bytearray, chunk: int) -> Body:
-    """Return what gives *content*."""
+class InMemory:
+    """Bytes that are there."""
 
-    async def body() -> AsyncIterator[bytes]:
-        for at in range(0, len(content), chunk):
-            yield bytes(content[at : at + chunk])
+    def __init__(self, content: bytes | bytearray) -> None:
+        self._content = content
+        self.size = len(content)
 
-    return body
+    async def read(self, at: int, size: int) -> bytes:
+        """See storage.Body."""
+        await lowlevel.checkpoint()
+        return bytes(self._content[at : at + size])
+
+
+class _FilePart:
+    """Part of a file."""
+
+    def __init__(self, file: FileBody, span: Span) -> None:
+        self._file = file
+        self._span = span
+        self.size = span.length
+
+    async def read(self, at: int, size: int) -> bytes:
+        """See storage.Body."""
+        return await to_thread.run_sync(self._file.read, self._span.start + at, size)
 
 
 class FileBody:
     """A TAR that lies in a file, read from there whenever it is needed."""
 
-    def __init__(self, scanned: ScannedTar, chunk: int) -> None:
+    def __init__(self, scanned: ScannedTar) -> None:
         self.keys = scanned.keys
         self.size = scanned.size
         self.label = scanned.label
         self._scanned = scanned
-        self._chunk = chunk
         self._lock = threading.Lock()  # an open file has one position for all
         self._opened: BinaryIO | None = None
 
@@ -84,19 +98,15 @@ class FileBody:
     async def part(self, span: Span) -> Body:
         """See UploadBody."""
         await to_thread.run_sync(self._scanned.check)
-
-        async def body() -> AsyncIterator[bytes]:
-            for at in range(span.start, span.stop, self._chunk):
-                yield await to_thread.run_sync(self._read, at, min(self._chunk, span.stop - at))
-
-        return body
+        return _FilePart(self, span)
 
     async def index(self) -> bytes:
         """See UploadBody."""
         await to_thread.run_sync(self._scanned.check)
         return await to_thread.run_sync(encode_index_file, self._scanned.flat_index)
 
-    def _read(self, at: int, size: int) -> bytes:
+    def read(self, at: int, size: int) -> bytes:
+        """Return exactly *size* bytes from *at* on; blocks. Raises Invalid."""
         try:
             data = self._read_once(at, size)
             while 0 < len(data) < size and (more := self._read_once(at + len(data), size - len(data))):
@@ -120,12 +130,11 @@ class FileBody:
 class ComposedBody:
     """A TAR made of a batch of sources. A part is held in memory until it is stored."""
 
-    def __init__(self, batch: Batch, chunk: int) -> None:
+    def __init__(self, batch: Batch) -> None:
         layout = plan_layout(batch.plan)
         self.keys = layout.keys
         self.size = layout.size
         self.label = f"keys {layout.keys.start} to {layout.keys.last}"
-        self._chunk = chunk
         self._builder = IndexBuilder()
         sources = batch.sources
         self._blocks = compose(layout, lambda i: sources[i].chunks(), self._builder)
@@ -133,7 +142,7 @@ class ComposedBody:
 
     async def part(self, span: Span) -> Body:
         """See UploadBody."""
-        return in_memory(await to_thread.run_sync(self._take, span.length), self._chunk)
+        return InMemory(await to_thread.run_sync(self._take, span.length))
 
     async def index(self) -> bytes:
         """See UploadBody."""

@@ -66,6 +66,8 @@ def translated() -> Iterator[None]:
         raise Again("no connection", undone=True) from None
     except httpx.TimeoutException:
         raise Again("the server went silent") from None
+    except httpx.LocalProtocolError:
+        raise  # we have asked for something impossible
     except httpx.TransportError:
         raise Again("the connection broke") from None
 

@@ -8,13 +8,14 @@ more) is `Refused`, and the caller asks the server for another. Concurrency: any
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 import anyio
 import httpx
 
-from datas3tfs.client.connections import translated
+from datas3tfs.client.connections import timeouts, translated
 from datas3tfs.client.retrying import Again, Retrier
 from datas3tfs.client.tuning import Tuning
 from datas3tfs.core.names import printable
@@ -26,8 +27,18 @@ _CODE = re.compile(rb"<Code>\s*([A-Za-z0-9.]{1,64})\s*</Code>")
 _PASSES = frozenset({408, 429})
 _ERROR_DOCUMENT = 16 << 10  # bytes read of one
 
-Body = Callable[[], AsyncIterator[bytes]]  # gives the same bytes each time it is asked
 Advance = Callable[[int], None]
+
+
+class Body(Protocol):
+    """Bytes to be stored; the same ones however often they are asked for."""
+
+    @property
+    def size(self) -> int: ...
+
+    async def read(self, at: int, size: int) -> bytes:
+        """Return exactly *size* bytes from *at* on, which there are."""
+        ...
 
 
 class Refused(Exception):
@@ -42,23 +53,20 @@ class Storage:
         self._retrier = retrier
         self._tuning = tuning
 
-    async def put(self, what: str, url: str, body: Body, size: int, reached: Callable[[int], None]) -> str:
-        """Store *size* bytes; return S3's ETag. *reached* hears how many each attempt has sent so far.
+    async def put(self, what: str, url: str, body: Body, reached: Callable[[int], None]) -> str:
+        """Store *body*; return S3's ETag. *reached* hears how many bytes each attempt has sent so far.
 
         Raises Refused, Unavailable, and what *body* raises.
         """
-
-        async def content() -> AsyncIterator[bytes]:
-            sent = 0
-            async for chunk in body():
-                yield chunk
-                sent += len(chunk)
-                reached(sent)
+        host = httpx.URL(url).netloc.decode("ascii")
+        headers = {"Host": host, "Content-Length": str(body.size), "Accept-Encoding": "identity"}
+        extensions = {"timeout": timeouts(self._tuning).as_dict()}
 
         async def attempt() -> str:
-            with translated(), _in_time(self._tuning.allowance(size)):
-                headers = {"Content-Length": str(size), "Accept-Encoding": "identity"}
-                response = await self._pool.put(url, content=content(), headers=headers)
+            with translated(), _in_time(self._tuning.allowance(body.size)):
+                stream = _Stream(body, self._tuning.chunk, reached)
+                request = httpx.Request("PUT", url, headers=headers, stream=stream, extensions=extensions)
+                response = await self._pool.send(request)
             if response.status_code != 200:
                 raise _refusal(response.status_code, response.content)
             if "ETag" not in response.headers:
@@ -89,13 +97,33 @@ class Storage:
                 raise _refusal(response.status_code, await _beginning(response))
             _check_range(span, response)
             left = span.length
-            async for chunk in response.aiter_raw():
+            async for chunk in response.aiter_raw():  # as many as were announced, at most
                 left -= len(chunk)
-                if left < 0:
-                    raise Again("more bytes came than were announced")
                 into += chunk
         if left:
             raise Again(f"{span.length - left} bytes came, {span.length} were announced")
+
+
+class _Stream(httpx.AsyncByteStream):
+    """The body of a request. Not a generator: httpx leaves those behind when a request is cancelled."""
+
+    def __init__(self, body: Body, chunk: int, reached: Callable[[int], None]) -> None:
+        self._body = body
+        self._chunk = chunk
+        self._reached = reached
+        self._at = 0
+
+    def __aiter__(self) -> _Stream:
+        return self
+
+    async def __anext__(self) -> bytes:
+        self._reached(self._at)
+        size = min(self._chunk, self._body.size - self._at)
+        if not size:
+            raise StopAsyncIteration
+        data = await self._body.read(self._at, size)
+        self._at += size
+        return data
 
 
 @contextmanager
@@ -138,7 +166,5 @@ def _refusal(status: int, document: bytes) -> Exception:
 async def _beginning(response: httpx.Response) -> bytes:
     document = b""
     async for chunk in response.aiter_raw():
-        document += chunk
-        if len(document) >= _ERROR_DOCUMENT:
-            break
+        document += chunk[: _ERROR_DOCUMENT - len(document)]
     return document

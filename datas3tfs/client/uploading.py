@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import anyio
 from anyio.abc import TaskGroup
 
-from datas3tfs.client.bodies import UploadBody, in_memory
+from datas3tfs.client.bodies import InMemory, UploadBody
 from datas3tfs.client.flow import Places
 from datas3tfs.client.resumption import ResumeFile
 from datas3tfs.client.server import Server
@@ -145,9 +145,8 @@ class _Session:
         else:
             await self._store_parts()
         index = await self._body.index()
-        body = in_memory(index, self._uploader.tuning.chunk)
         what = f"store the index of {self._grant.object_key}"
-        await self._put(what, lambda grant: grant.presigned_index_put_url, body, len(index), lambda at: None)
+        await self._put(what, lambda grant: grant.presigned_index_put_url, InMemory(index), lambda at: None)
         return [self._tags[number] for number in sorted(self._tags)] or None
 
     async def _store_whole(self) -> None:
@@ -156,7 +155,7 @@ class _Session:
         try:
             part = await self._body.part(Span(0, size))
             what, reached = f"store {self._grant.object_key}", _Meter(self._advance).reached
-            await self._put(what, lambda grant: grant.presigned_data_put_url, part, size, reached)
+            await self._put(what, lambda grant: grant.presigned_data_put_url, part, reached)
         finally:
             self._uploader.places.give_back()
 
@@ -193,9 +192,9 @@ class _Session:
         except BaseException:
             self._uploader.places.give_back()
             raise
-        tasks.start_soon(self._store_part, number, span, part, tasks)
+        tasks.start_soon(self._store_part, number, part, tasks)
 
-    async def _store_part(self, number: int, span: Span, part: Body, tasks: TaskGroup) -> None:
+    async def _store_part(self, number: int, part: Body, tasks: TaskGroup) -> None:
         what, reached = f"store {self._grant.object_key} part {number}", _Meter(self._advance).reached
 
         def url_of(grant: UploadGrant) -> str | None:
@@ -203,7 +202,7 @@ class _Session:
             return urls[number - 1] if number <= len(urls) else None
 
         try:
-            self._tags[number] = await self._put(what, url_of, part, span.length, reached)
+            self._tags[number] = await self._put(what, url_of, part, reached)
         except Exception as exc:
             self._fail(exc, tasks)
         finally:
@@ -220,7 +219,6 @@ class _Session:
         what: str,
         url_of: Callable[[UploadGrant], str | None],
         body: Body,
-        size: int,
         reached: Callable[[int], None],
     ) -> str:
         """Store through a URL, a fresh one if S3 refuses it."""
@@ -231,7 +229,7 @@ class _Session:
             if url is None:
                 raise Unavailable(f"{what}: the server grants no URL for it")
             try:
-                return await self._uploader.storage.put(what, url, body, size, reached)
+                return await self._uploader.storage.put(what, url, body, reached)
             except Refused as exc:
                 refusal = exc
             await self._renew(grant)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -33,7 +34,9 @@ def run(request: pytest.FixtureRequest) -> Run[T]:
         with anyio.fail_after(120):
             return await work()
 
-    return lambda work: anyio.run(limited, work, backend=request.param)
+    # The plain loop: where trio-asyncio is imported, asyncio's own policy makes one of that.
+    options = {"loop_factory": asyncio.SelectorEventLoop} if request.param == "asyncio" else {}
+    return lambda work: anyio.run(limited, work, backend=request.param, backend_options=options)
 
 
 @dataclass

