@@ -10,8 +10,8 @@ from datas3tfs.wire import answers, requests
 
 async def _start(call: Call, given: requests.StartUpload) -> answers.UploadGrant:
     keys = counted(given.first_datapoint_index, given.number_of_datapoints)
-    receiver = call.backend.receiver
-    return upload_grant(await receiver.start(given.datas3t_name, keys, given.data_size, given.part_size))
+    name, size, part_size = given.datas3t_name, given.data_size, given.part_size
+    return upload_grant(await call.backend.receiver.start(name, keys, size, part_size, attempt=given.attempt))
 
 
 async def _resume(call: Call, given: requests.UploadReference) -> answers.UploadGrant:

@@ -82,9 +82,16 @@ class _Answering:
 class _Connection(TCPServer):
     """hypercorn's, which would keep a connection that its client has closed for as long as an idle one."""
 
+    _is_over = False
+
     async def _read_data(self) -> None:
         await super()._read_data()
+        self._is_over = True
         await self.idle_task.stop()
+
+    async def _idle_timeout(self) -> None:
+        if not self._is_over:
+            await super()._idle_timeout()
 
 
 async def _answer(common: _Answering, connections: trio.Nursery, stream: Any) -> None:
