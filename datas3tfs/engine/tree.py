@@ -67,6 +67,7 @@ class Rows:
     names: list[bytes]
     sizes: list[int]
     mtimes_ns: list[int]
+    crcs: list[int] | None  # None: unknown
 
     def part(self, start: int, stop: int) -> Rows:
         """Return the rows of the keys from *start* to before *stop*."""
@@ -74,7 +75,7 @@ class Rows:
             return self
         low, high = start - self.first_key, stop - self.first_key
         columns = self.names[low:high], self.sizes[low:high], self.mtimes_ns[low:high]
-        return Rows(self.datarange, start, *columns)
+        return Rows(self.datarange, start, *columns, None if self.crcs is None else self.crcs[low:high])
 
 
 class Tree:
@@ -184,6 +185,7 @@ class Tree:
                     index.names(slot, count),
                     index.sizes(slot, count),
                     index.mtimes_ns(slot, count),
+                    index.crcs(slot, count),
                 )
                 slot += count
 
@@ -191,4 +193,5 @@ class Tree:
 def _is_same(one: Entry, other: Entry) -> bool:
     """Say whether two entries of the same key are of the same datapoint, as far as their indices know."""
     is_known = one.crc is not None and other.crc is not None
-    return (one.name, one.size) == (other.name, other.size) and (not is_known or one.crc == other.crc)
+    looks_same = (one.name, one.size, one.mtime_ns) == (other.name, other.size, other.mtime_ns)
+    return looks_same and (not is_known or one.crc == other.crc)

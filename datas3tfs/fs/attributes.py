@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pyfuse3
 
-from datas3tfs.core.model import Datarange, Dataset
+from datas3tfs.core.model import Dataset
 from datas3tfs.engine.entries import Entry, EntryState
 from datas3tfs.engine.tree import OpenDatapoint
 
@@ -52,7 +52,7 @@ class Attributes:
     def datapoint(self, file: OpenDatapoint, inode: int) -> pyfuse3.EntryAttributes:
         """Return the attributes of a datapoint."""
         attributes = self.blank()
-        attributes.generation = generation(file.datarange)
+        attributes.generation = generation(file.entry.size, file.entry.mtime_ns, file.entry.crc or 0)
         fill(attributes, inode, file.entry.size, file.entry.mtime_ns)
         return attributes
 
@@ -85,10 +85,12 @@ class Attributes:
         return attributes
 
 
-def generation(datarange: Datarange) -> int:
-    """Return what tells inodes of the same number apart: if a key comes again in another datarange, the
-    kernel must not take it for the file it knew, nor show the pages of that."""
-    return datarange.id & 0xFFFFFFFF
+def generation(size: int, mtime_ns: int, crc: int) -> int:
+    """Return what tells inodes of the same number apart: if a key comes again as another datapoint, the
+    kernel must not take it for the file it knew, nor show the pages of that. The same datapoint in another
+    datarange (a merge has moved it) has the same: whoever has it open goes on. An unknown *crc* is 0."""
+    # Odd factors lose none of the low 32 bits, which are what the kernel keeps.
+    return (crc ^ size * 0x9E3779B1 ^ mtime_ns * 0x85EBCA77) & 0xFFFFFFFF
 
 
 def fill(attributes: pyfuse3.EntryAttributes, inode: int, size: int, mtime_ns: int) -> None:

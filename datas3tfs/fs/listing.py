@@ -62,11 +62,12 @@ class Listing:
     def _rows(self, dataset_id: DatasetId, rows: Rows, token: pyfuse3.ReaddirToken) -> int:
         """List *rows*; return how many there was room for."""
         attributes, reply = self._attributes.blank(), pyfuse3.readdir_reply
-        attributes.generation = generation(rows.datarange)
         numbers = self._inodes.datapoints(dataset_id, rows.first_key, len(rows.names))
-        columns = zip(numbers, rows.names, rows.sizes, rows.mtimes_ns, strict=True)
-        for key, (number, name, size, mtime_ns) in enumerate(columns, rows.first_key):
+        crcs = rows.crcs or [0] * len(rows.names)
+        columns = zip(numbers, rows.names, rows.sizes, rows.mtimes_ns, crcs, strict=True)
+        for key, (number, name, size, mtime_ns, crc) in enumerate(columns, rows.first_key):
             fill(attributes, number, size, mtime_ns)
+            attributes.generation = generation(size, mtime_ns, crc)
             after = key + 1 if key < self.far_keys else self._after_far(key)
             if not reply(token, pyfuse3.FileNameT(name), attributes, after):
                 return key - rows.first_key

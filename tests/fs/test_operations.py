@@ -27,6 +27,9 @@ from datas3tfs.core.indexfile import encode_index_file
 from datas3tfs.core.inodes import ROOT
 from datas3tfs.core.layout import Planned, plan_layout
 from datas3tfs.core.model import Datarange
+from datas3tfs.core.spans import Span
+from datas3tfs.engine.compactor import Compactor
+from datas3tfs.engine.indices import open_indices
 from datas3tfs.errors import Conflict
 from datas3tfs.fs import errnos
 from datas3tfs.fs.attributes import FOREVER, MOMENT, Attributes, Ownership
@@ -550,6 +553,23 @@ async def test_a_key_that_comes_again_is_another_generation_of_its_inode() -> No
         assert after.st_ino == before.st_ino
         assert after.generation != before.generation
         assert await kernel.read(after.st_ino) == b"another seven"
+
+
+async def test_a_datapoint_that_a_merge_has_moved_is_the_same_generation_of_its_inode() -> None:
+    """Or the kernel would give EIO to everybody who has it open."""
+    async with small() as (world, kernel, inner):
+        await commit(world, "photos", 8, [Item(b"eight")])
+        await inner.snapshots.refresh()
+        folder = await kernel.inode(b"photos")
+        before = await kernel.lookup(folder, SEVEN)
+        async with open_indices(world.cache, world.stores, world.counters) as indices:
+            compactor = Compactor(world.catalog, world.catalog, world.stores, indices)
+            await compactor.aggregate("photos", Span(5, 9))
+        await inner.snapshots.refresh()
+        after = await kernel.lookup(folder, SEVEN)
+        assert (after.st_ino, after.generation) == (before.st_ino, before.generation)
+        listed = next(entry for entry in await kernel.listing(folder) if entry.name == SEVEN)
+        assert listed.attributes["generation"] == before.generation
 
 
 async def test_a_dataset_that_has_gone_is_enoent() -> None:
