@@ -20,7 +20,7 @@ from datas3tfs.core.indexbuild import IndexBuilder
 from datas3tfs.core.indexfile import BareRecords, decode_index_file, encode_index_file
 from datas3tfs.core.names import KEY_LIMIT, printable
 from datas3tfs.core.scan import HeadersGoOn, check_end, read_headers
-from datas3tfs.core.spans import Span, coalesce
+from datas3tfs.core.spans import Span
 from datas3tfs.errors import Corrupt, Invalid
 
 # Of one upload: its index (with what is needed to make one, about 100 bytes a datapoint) is in memory.
@@ -136,11 +136,7 @@ class HeaderCheck:
         self._slots, self._starts, self._stops = _probes(places, theirs.first, every=every)
         self._done = 0
         self._end = places.end
-        self.requests = [*self._probe_requests(), *self._end_requests()]
-
-    def _probe_requests(self) -> list[Span]:
-        spans = (Span(int(start), int(stop)) for start, stop in zip(self._starts, self._stops, strict=True))
-        return coalesce(spans, gap=_GAP, limit=_REQUEST)
+        self.requests = [*plan_requests(self._starts, self._stops), *self._end_requests()]
 
     def _end_requests(self) -> list[Span]:
         size = self._object_size
@@ -202,6 +198,21 @@ class HeaderCheck:
                 crc=_crc(index, slot),
                 chunk_crcs=_chunk_crcs(index, slot, member.size),
             )
+
+
+def plan_requests(starts: Column, stops: Column) -> list[Span]:
+    """Return what `coalesce` would of the ascending spans from *starts* to *stops*, of which there may be
+    millions."""
+    apart = np.flatnonzero(starts[1:] - stops[:-1] > _GAP) + 1  # too far from the one before
+    requests: list[Span] = []
+    first = 0
+    while first < len(starts):
+        fitting = int(np.searchsorted(stops, starts[first] + _REQUEST, side="right"))
+        following = apart[np.searchsorted(apart, first, side="right") :][:1].tolist() or [len(starts)]
+        end = max(first + 1, min(fitting, following[0]))
+        requests.append(Span(int(starts[first]), int(stops[end - 1])))
+        first = end
+    return requests
 
 
 class _Places:
