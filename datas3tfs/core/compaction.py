@@ -18,13 +18,11 @@ from typing import Protocol, TypeVar
 
 from datas3tfs.core import tar
 from datas3tfs.core.names import printable
+from datas3tfs.core.parts import LARGEST_PART, LEAST_PART, MOST_PARTS
 from datas3tfs.core.spans import Span
 from datas3tfs.errors import Invalid
 
 MIB, GIB = 1 << 20, 1 << 30
-LEAST_PART = 5 * MIB  # S3's limits: of every part but the last …
-LARGEST_PART = 5 * GIB
-MOST_PARTS = 10_000
 LARGEST_OBJECT = 5 << 40
 _MOST_SOURCES = 10_000  # of one merge: all their indices are open at once
 _LARGEST_JOINED = 64 * MIB  # what is put together from several sources passes through memory

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
+from datas3tfs.core.parts import MOST_PARTS
 from datas3tfs.core.spans import Span
 from datas3tfs.errors import Invalid
 
-_MOST_PARTS = 10_000  # S3's limit; its smallest part (but the last) is 5 MiB
 _STEP = 1 << 20  # larger parts are whole MiB
 
 
@@ -19,7 +19,7 @@ def plan_parts(size: int, part_size: int) -> list[Span]:
 
     Nothing is one empty part.
     """
-    least = -(-size // _MOST_PARTS)
+    least = -(-size // MOST_PARTS)
     step = max(part_size, -(-least // _STEP) * _STEP)
     return [Span(start, min(start + step, size)) for start in range(0, max(size, 1), step)]
 
