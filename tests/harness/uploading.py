@@ -184,10 +184,12 @@ class Stepped:
 
 
 @asynccontextmanager
-async def open_stepped_receiver(world: World, plan: Plan) -> AsyncIterator[Receiver]:
+async def open_stepped_receiver(
+    world: World, plan: Plan, limits: InspectionLimits | None = None
+) -> AsyncIterator[Receiver]:
     """Open a receiver on *world*, every call of whose to catalog and bucket passes *plan*."""
     catalog: Any = Stepped(world.catalog, plan)
     bucket: Any = Stepped(world.store, plan)
     stores = MemoryStores({world.bucket_id: bucket})
     async with open_indices(world.cache, stores, world.counters) as indices:
-        yield Receiver(catalog, catalog, stores, indices)
+        yield Receiver(catalog, catalog, stores, indices, limits)
