@@ -23,7 +23,7 @@ import trio
 
 from datas3tfs.core import tar
 from datas3tfs.core.compaction import CopiedPart, Fragment, MergedPart, MergePlan, check_sources, plan_merge
-from datas3tfs.core.index import Index, open_index
+from datas3tfs.core.index import HAS_CRC, Index, open_index
 from datas3tfs.core.indexbuild import merge_indices
 from datas3tfs.core.indexfile import encode_index_file
 from datas3tfs.core.model import BucketId, Datarange, Overlap, Upload, UploadIntent
@@ -31,10 +31,11 @@ from datas3tfs.core.reads import piece, piece_at
 from datas3tfs.core.spans import Span
 from datas3tfs.engine.check import check_piece
 from datas3tfs.engine.indices import Indices
+from datas3tfs.engine.inspection import scan_object
 from datas3tfs.engine.nurseries import side_by_side
 from datas3tfs.engine.stream import Section, Stretch, fetch_checked, open_sections
 from datas3tfs.engine.writer import Writer
-from datas3tfs.errors import Conflict, Corrupt, Datas3tError, NotFound
+from datas3tfs.errors import Conflict, Corrupt, Datas3tError, Invalid, NotFound
 from datas3tfs.ports import CatalogReader, Uploads, WholeStore, WholeStores
 
 _SMALL = 16 << 20  # bytes; up to there one PUT is quicker than a multipart upload
@@ -96,12 +97,28 @@ class Compactor:
         """Plan the merged TAR and make its index."""
         load = partial(self._indices.of, found.bucket_id)
         indices = await side_by_side(load, found.dataranges, _INDICES_AT_ONCE)
+        if any(_has_crcs(index) for index in indices):
+            # One without checksums would cost all others theirs.
+            for number, datarange in enumerate(found.dataranges):
+                if not _has_crcs(indices[number]):
+                    indices[number] = await self._scanned(found.bucket_id, datarange, indices[number])
         sections = [
             Section(datarange, index, Span(0, index.count))
             for datarange, index in zip(found.dataranges, indices, strict=True)
         ]
         plan = plan_merge([section.span for section in sections], largest_copy=_LARGEST_COPY)
         return await trio.to_thread.run_sync(_merged, sections, plan, abandon_on_cancel=True)
+
+    async def _scanned(self, bucket_id: BucketId, datarange: Datarange, known: Index) -> Index:
+        """Return the index with checksums, from reading all of the TAR. Raises Corrupt if that is another."""
+        store = await self._stores.store(bucket_id)
+        try:
+            index = await scan_object(store, datarange.data_key, datarange.keys, datarange.size)
+        except Invalid as exc:
+            raise Corrupt(f"{datarange.data_key}: {exc}") from exc
+        if index.records != known.records:
+            raise Corrupt(f"{datarange.index_key}: says otherwise than the TAR")
+        return index
 
     async def _replace(self, found: Overlap, keys: Span, merge: _Merge) -> Datarange:
         replaced = tuple(datarange.id for datarange in found.dataranges)
@@ -134,6 +151,10 @@ class Compactor:
                 self._without_copy.add(upload.bucket_id)
         async with open_sections(store, merge.sections) as stretches:
             await store.put_stream(upload.data_key, _body(merge.sections, stretches), size)
+
+
+def _has_crcs(index: Index) -> bool:
+    return bool(index.header.flags & HAS_CRC)
 
 
 def _merged(sections: Sequence[Section], plan: MergePlan) -> _Merge:

@@ -8,6 +8,7 @@ import tarfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 
+import google_crc32c
 import pytest
 import trio
 import trio.testing
@@ -152,18 +153,38 @@ async def test_times_names_and_checksums_are_kept(can_copy: bool) -> None:
         assert all(crc is not None for _, _, _, crc in before)
 
 
-async def test_a_source_without_checksums_makes_an_index_without() -> None:
+@pytest.mark.parametrize("bare", [(1,), (0, 2), (0, 1, 2)])
+async def test_a_source_without_checksums_gets_some_or_none_has_any(bare: tuple[int, ...]) -> None:
+    """One of them must not cost the others theirs; where nobody has any, nothing is read for them."""
+    world = await new_world()
+    contents = [b"a", b"b" * 1000, noise(3 * CHUNK, 1)]
+    await commit_each(world, contents)
+    there = await dataranges(world)
+    for number in bare:
+        world.store.objects[there[number].index_key] = bare_records(world, there[number])
+    made = await aggregate(world, 0, 3)
+    async with open_indices(world.cache, world.stores, world.counters) as indices:
+        index = await indices.of(world.bucket_id, made)
+        assert bool(index.header.flags & HAS_CRC) == (len(bare) < 3)
+        assert index.names(0, 3) == [b"%020d.bin" % key for key in range(3)]
+        if len(bare) < 3:
+            assert index.crcs(0, 3) == [google_crc32c.value(content) for content in contents]
+    await swept(world)
+    await check(world, contents)
+
+
+async def test_a_bare_index_that_lies_about_its_tar_is_found_out() -> None:
     world = await new_world()
     await commit_each(world, [b"a", b"b" * 1000, b"c"])
     bare = (await dataranges(world))[1]
     world.store.objects[bare.index_key] = bare_records(world, bare)
-    made = await aggregate(world, 0, 3)
-    async with open_indices(world.cache, world.stores, world.counters) as indices:
-        index = await indices.of(world.bucket_id, made)
-        assert not index.header.flags & HAS_CRC
-        assert index.names(0, 3) == [b"%020d.bin" % key for key in range(3)]
-    await swept(world)
-    await check(world, [b"a", b"b" * 1000, b"c"])
+    async with open_compactor(world) as compactor:
+        await compactor._indices.of(world.bucket_id, bare)
+        body = world.store.objects[bare.data_key]
+        world.store.objects[bare.data_key] = b"x" + body[1:]
+        with pytest.raises(Corrupt, match="at byte 0"):
+            await compactor.aggregate("photos", Span(0, 3))
+    assert len(await dataranges(world)) == 3
 
 
 async def test_what_other_programs_put_around_the_entries_is_left_out() -> None:
