@@ -43,7 +43,7 @@ _OVERLAP = """
     SELECT d.id AS dataset, d.s3_bucket_id, r.*,
            NOT EXISTS (SELECT FROM dataranges WHERE dataset_id = d.id) AS is_empty
     FROM datasets d LEFT JOIN dataranges r
-        ON r.dataset_id = d.id AND $2::bigint <= $3::bigint
+        ON r.dataset_id = d.id
             AND r.max_datapoint_key >= $2 AND r.min_datapoint_key <= $3
             AND r.min_datapoint_key >= coalesce(
                 (SELECT max(min_datapoint_key) FROM dataranges
@@ -106,7 +106,7 @@ class PostgresReader:
         """Return the committed dataranges of the dataset called *name* that have one of *keys*, as they are
         at this moment. Raises NotFound, Invalid (it cannot be a name), Corrupt."""
         check_label("dataset", name)
-        there = keys.intersection(Span(0, KEY_LIMIT)) or Span(0, 0)
+        there = keys.intersection(Span(0, KEY_LIMIT)) or Span(0, 0)  # 0 to -1: no datarange is there
 
         async def work(session: Session) -> list[Row]:
             return await session.rows(_OVERLAP, name, there.start, there.last)

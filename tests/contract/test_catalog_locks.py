@@ -46,8 +46,15 @@ class Scene:
 
 Call = Callable[[Scene], Awaitable[object]]
 
+
+def attempted(dataset_id: DatasetId) -> UploadIntent:
+    """Return what the upload of ME was begun for, and may be again."""
+    return UploadIntent(dataset_id, Span(20, 30), 1, ME, attempt=OTHER)
+
+
 CALLS: dict[str, Call] = {
     "begin": lambda s: s.catalog.uploads.begin(UploadIntent(s.dataset_id, Span(5, 8), 1, ME)),
+    "begin_again": lambda s: s.catalog.uploads.begin(attempted(s.dataset_id)),
     "abandon": lambda s: s.catalog.uploads.abandon(s.upload_id),
     "abandon_all": lambda s: s.catalog.uploads.abandon_all(ME),
     "publish": lambda s: s.catalog.uploads.publish(s.upload_id),
@@ -105,7 +112,7 @@ async def scene(pg_url: str) -> AsyncIterator[Scene]:
         await catalog.leases.enrol(ME, "here:/journal")
         await catalog.leases.enrol(OTHER, "there:/journal")
         await catalog.leases.take(ME, cats, Span(0, 10))
-        upload = await catalog.uploads.begin(UploadIntent(cats, Span(20, 30), 1, ME))
+        upload = await catalog.uploads.begin(attempted(cats))
         sources, aggregate_id = await begun_aggregate(catalog, cats)
         cleared = await catalog.registry.add_dataset("cleared", "store")
         await begun_aggregate(catalog, cleared)
@@ -140,6 +147,7 @@ async def rival(pg_url: str, scene: Scene) -> AsyncIterator[Rival]:
     ("call", "table"),
     [
         *((call, HOLDERS) for call in ("begin", "abandon", "abandon_all", "take", "release", "dismiss")),
+        ("begin_again", UPLOADS),
         *((call, UPLOADS) for call in ("abandon", "abandon_all", "publish", "dismiss")),
         *((call, DATASETS) for call in ("begin", "publish", "take", "accept", "release", "dismiss")),
         *((call, DATASETS) for call in ("begin_aggregate", "publish_aggregate", "adopt", "remove", "clear")),
