@@ -33,9 +33,9 @@ class Candidate:
     problem: str = ""
 
     @property
-    def age(self) -> tuple[int, int]:
-        """The greater, the newer."""
-        return self.modified_ns, self.generation
+    def age(self) -> tuple[int, int, int]:
+        """The greater, the newer. Of the same moment (S3 tells seconds) the larger one: a merge made it."""
+        return self.modified_ns, self.keys.length, self.generation
 
 
 class Candidates:

@@ -134,6 +134,16 @@ async def test_of_equally_new_ones_the_later_generation_is_taken(tmp_path: Path)
     await check(world, [b"newer"])
 
 
+async def test_of_equally_new_ones_the_larger_is_taken(tmp_path: Path) -> None:
+    world = await new_world()
+    put_go(world, tmp_path, 0, [b"x"], 5)
+    merged = put_go(world, tmp_path, 0, [b"x", b"y"], None)
+    put_go(world, tmp_path, 1, [b"y"], 6)
+    report = await imported(world)
+    assert await spans(world) == [Span(0, 2)]
+    assert {why for _, why in report.skipped} == {f"overlaps {merged}, which is newer"}
+
+
 async def test_if_the_newest_is_damaged_the_next_is_taken(tmp_path: Path) -> None:
     world = await new_world()
     put_go(world, tmp_path, 0, [b"older"], 3)
