@@ -189,6 +189,27 @@ async def test_cancelled_in_the_middle(services: Services, receiver: Receiver, s
     await receiver.start("photos", LARGE_KEYS, len(LARGE.body))
 
 
+async def test_a_larger_one_whose_headers_are_read(services: Services, receiver: Receiver) -> None:
+    archive = archive_of([noise(100_000, key) for key in range(700)])
+    grant = await receiver.start("photos", Span(0, 700), len(archive.body))
+    assert len(grant.part_urls) == 4, "one for each 20 MiB"
+    await put(grant, archive, archive.go_index)
+    datarange = await receiver.complete(grant.upload.id)
+    index = await services.indices.fresh(grant.upload.bucket_id, datarange)
+    assert index.names(699, 1) == [key_name(699).encode()]
+    assert index.crcs(0, 1) is None, "its client knew none, and it is too large to be read as a whole"
+    assert await read(services, Span(350, 352)) == {
+        key_name(key): archive.contents[key] for key in (350, 351)
+    }
+    wrong = archive_of([noise(100_000, key) for key in range(700)], 700)
+    grant = await receiver.start("photos", Span(700, 1400), len(wrong.body))
+    records = bytearray(wrong.go_index)
+    records[16 * 321 + 15] ^= 1
+    await put(grant, wrong, bytes(records))
+    with pytest.raises(Invalid, match="wrong about datapoint 1021"):
+        await receiver.complete(grant.upload.id)
+
+
 async def test_an_aggregate_that_a_stranger_makes(services: Services, receiver: Receiver) -> None:
     for archive in (archive_of([b"a", b"b"]), archive_of([b"c"], 2)):
         grant = await receiver.start(
