@@ -18,7 +18,7 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
@@ -120,12 +120,6 @@ class Settings(BaseSettings):
             raise ValueError("not of the form http://host:port or https://host:port")
         return value
 
-    @model_validator(mode="after")
-    def _has_both_tls_files(self) -> Settings:
-        if (self.tls_cert is None) != (self.tls_key is None):
-            raise ValueError("tls_cert and tls_key: one needs the other")
-        return self
-
     @classmethod
     def settings_customise_sources(
         cls,
@@ -169,6 +163,8 @@ def load(**overrides: object) -> Settings:
         raise Invalid(_first_problem(exc)) from None
     if settings.encryption_key is not None and settings.encryption_key_file is not None:
         raise Invalid("encryption_key and encryption_key_file are both set: keep one")
+    if (settings.tls_cert is None) != (settings.tls_key is None):
+        raise Invalid("tls_cert and tls_key: one needs the other")
     return settings
 
 

@@ -114,6 +114,18 @@ def test_unknown_keys_are_named(toml: WriteToml) -> None:
         ("BATCH_AGE", "-1"),
         ("BATCH_AGE", "nan"),
         ("FSYNC", "always"),
+        ("URL_LIFE", "59"),
+        ("URL_LIFE", "604801"),
+        ("AUTH", "maybe"),
+        ("ADDR", "8765"),
+        ("ADDR", "host:65536"),
+        ("ADDR", "host name:1"),
+        ("ADDR", "::1:8765"),
+        ("ADDR", f"user:{SECRET}@host:1"),
+        ("SERVER_URL", "host:8765"),
+        ("SERVER_URL", f"http://user:{SECRET}@host"),
+        ("SERVER_URL", "http://host/path"),
+        ("TLS_CERT", "/only-one"),
         ("DB_URL", f"mysql://root:{SECRET}@host/db"),
         ("DB_URL", f"postgresql://a:{SECRET} @host/db"),
     ],
@@ -217,3 +229,26 @@ def test_children_inherit_none_of_our_variables(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("DATAS3TFS_DB_URL", f"postgresql://a:{SECRET}@h/d")
     monkeypatch.setenv("PGPASSWORD", SECRET)
     assert SECRET not in str(config.child_environment())
+
+
+@pytest.mark.parametrize(
+    ("addr", "where"),
+    [
+        ("127.0.0.1:0", ("127.0.0.1", 0)),
+        ("[::1]:8765", ("::1", 8765)),
+        (":8765", ("0.0.0.0", 8765)),
+        ("localhost:1", ("localhost", 1)),
+    ],
+)
+def test_an_address_to_listen_at(addr: str, where: tuple[str, int]) -> None:
+    assert config.load(addr=addr).listen_at() == where
+
+
+def test_a_list_is_written_with_commas_or_as_toml_does(
+    toml: WriteToml, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    toml('allow_endpoints = ["a", "b:1"]\n')
+    assert config.load().allow_endpoints == ("a", "b:1")
+    monkeypatch.setenv("DATAS3TFS_ALLOW_ENDPOINTS", " c , *,")
+    assert config.load().allow_endpoints == ("c", "*")
+    assert config.load(allow_endpoints=("d",)).allow_endpoints == ("d",)

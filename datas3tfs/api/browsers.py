@@ -17,11 +17,11 @@ def reason_to_refuse(headers: Mapping[str, str], *, only_loopback: bool) -> str 
     machine can have meant this server, so that it must have been called by a name of this machine."""
     host = headers.get("host", "")
     if only_loopback and not is_loopback(_host_of(f"//{host}")):
-        return "the Host is not a name of this machine (tokens, or --auth none, lift this rule)"
+        return "the Host is not a name of this machine (it may be any where tokens are asked for)"
     if headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
         return "a web page of another site has sent this"
     origin = headers.get("origin")
-    if origin is not None and urlsplit_netloc(origin) != host.lower():
+    if origin is not None and _netloc_of(origin) != host.lower():
         return "a web page of another origin has sent this"
     return None
 
@@ -36,7 +36,7 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def urlsplit_netloc(url: str) -> str:
+def _netloc_of(url: str) -> str:
     """Return host and port of *url* as they are written, "" if it is none."""
     try:
         return urlsplit(url).netloc.lower()
