@@ -20,6 +20,7 @@ from datas3tfs.core import tar
 from datas3tfs.core.names import printable
 from datas3tfs.core.parts import LARGEST_PART, LEAST_PART, MOST_PARTS
 from datas3tfs.core.spans import Span
+from datas3tfs.core.uploadcheck import DATAPOINTS_LIMIT
 from datas3tfs.errors import Invalid
 
 MIB, GIB = 1 << 20, 1 << 30
@@ -177,6 +178,8 @@ class OptimizeRule:
     def __post_init__(self) -> None:
         if self.target < _LOWEST_TIER or self.most_datapoints < 2 or self.most_members < 2:
             raise Invalid(f"a target of {self.target} bytes is too small: {_LOWEST_TIER} at least")
+        if self.most_datapoints > DATAPOINTS_LIMIT:
+            raise Invalid(f"one datarange has at most {DATAPOINTS_LIMIT} datapoints")
         if self.largest < 2 * self.target:
             raise Invalid(
                 f"the largest size ({self.largest} bytes) must be at least twice the target ({self.target}): "
@@ -281,3 +284,5 @@ def check_sources(dataset: str, keys: Span, found: Sequence[Mergeable]) -> None:
         )
     if len(found) > _MOST_SOURCES:
         raise Invalid(f"{what}: {len(found)} dataranges, at most {_MOST_SOURCES} at once: merge in steps")
+    if keys.length > DATAPOINTS_LIMIT:  # what is larger could not be imported again
+        raise Invalid(f"{what}: one datarange has at most {DATAPOINTS_LIMIT} datapoints")

@@ -13,10 +13,7 @@ from hypothesis import strategies as st
 from datas3tfs.core import compaction, tar
 from datas3tfs.core.compaction import (
     GIB,
-    LARGEST_PART,
-    LEAST_PART,
     MIB,
-    MOST_PARTS,
     CopiedPart,
     MergePlan,
     OptimizeRule,
@@ -24,9 +21,11 @@ from datas3tfs.core.compaction import (
     plan_merge,
     plan_optimize,
 )
-from datas3tfs.core.index import Index, open_index
+from datas3tfs.core.index import Index, have_same_datapoints, open_index
 from datas3tfs.core.indexbuild import merge_indices
+from datas3tfs.core.parts import LARGEST_PART, LEAST_PART, MOST_PARTS
 from datas3tfs.core.spans import Span
+from datas3tfs.core.uploadcheck import DATAPOINTS_LIMIT
 from datas3tfs.errors import Invalid
 from tests.core.test_index import Members, build, members
 
@@ -133,6 +132,44 @@ def test_the_merged_index_is_that_of_the_merged_tar(drawn: list[tuple[Members, b
         starts.append(start)
         key, start = key + len(entries), start + total - END
     assert merge_indices(sources, starts, size) == expected
+
+
+@given(members, st.integers(0, 2**62), st.integers(1, 10**6), st.data())
+def test_datapoints_are_the_same_wherever_they_lie_until_one_differs(
+    entries: Members, first: int, before: int, data: st.DataObject
+) -> None:
+    flat, total = build(entries, first)
+    index = open_index(memoryview(flat), first=first, count=len(entries), object_size=total)
+    earlier = [(before, 5, "csv", 1), *entries, (7, 5, "csv", 1)]
+    flat, total = build(earlier, max(0, first - 1))
+    other = open_index(memoryview(flat), first=max(0, first - 1), count=len(earlier), object_size=total)
+    if first == 0:  # then the keys of *other* are shifted by one: compare what is behind it
+        index = open_index(
+            memoryview(build(entries, 1)[0]), first=1, count=len(entries), object_size=index.object_size
+        )
+    start = index.first
+    keys = Span(start, start + len(entries))
+    assert have_same_datapoints(index, other, keys)
+    assert have_same_datapoints(other, index, keys)
+    at = data.draw(st.integers(0, len(entries) - 1))
+    size, mtime_ns, extension, crc = entries[at]
+    changed = data.draw(
+        st.sampled_from(
+            [
+                (size + 1, mtime_ns, extension, crc),
+                (size, mtime_ns - 1 if mtime_ns > 0 else mtime_ns + 1, extension, crc),
+                (size, mtime_ns, extension + "x", crc),
+                (size, mtime_ns, extension, crc ^ 1),
+            ]
+        )
+    )
+    flat, total = build([*entries[:at], changed, *entries[at + 1 :]], start)
+    different = open_index(memoryview(flat), first=start, count=len(entries), object_size=total)
+    assert not have_same_datapoints(index, different, keys)
+    assert not have_same_datapoints(different, other, keys)
+    flat, total = build(entries, start, crc=False)
+    unknown = open_index(memoryview(flat), first=start, count=len(entries), object_size=total)
+    assert not have_same_datapoints(index, unknown, keys)
 
 
 def test_more_extensions_than_an_index_can_number_are_refused() -> None:
@@ -291,6 +328,15 @@ def test_a_datarange_with_half_of_the_most_datapoints_is_as_good_as_large() -> N
 def test_a_rule_that_cannot_work_is_refused(bad: dict[str, int]) -> None:
     with pytest.raises(Invalid):
         OptimizeRule(**bad)
+
+
+def test_no_merge_makes_what_could_not_be_imported() -> None:
+    half = DATAPOINTS_LIMIT // 2
+    found = [Range(Span(0, half), 1), Range(Span(half, DATAPOINTS_LIMIT + 1), 1)]
+    with pytest.raises(Invalid, match="at most 4194304 datapoints"):
+        check_sources("photos", Span(0, DATAPOINTS_LIMIT + 1), found)
+    with pytest.raises(Invalid, match="at most 4194304 datapoints"):
+        OptimizeRule(most_datapoints=DATAPOINTS_LIMIT + 1)
 
 
 @pytest.mark.parametrize(
