@@ -76,7 +76,7 @@ async def serve_mount(settings: Settings, options: MountOptions, readiness: Read
         sys.setswitchinterval(_SWITCH_INTERVAL)
         if options.journal_dir is None:
             operations = Operations(tree, reader, attributes, services.counters, stats, only)
-            following = _following(services, snapshots, operations)
+            following = _following(services, snapshots, tree, operations)
             await _serve(operations, following, mountpoint, options, readiness, None)
             return
         kept = journal_options(settings, options.journal_dir)
@@ -93,7 +93,7 @@ async def serve_mount(settings: Settings, options: MountOptions, readiness: Read
                 only,
                 writing,
             )
-            following = _following(services, snapshots, operations)
+            following = _following(services, snapshots, tree, operations)
             await _serve(operations, following, mountpoint, options, readiness, written)
 
 
@@ -120,13 +120,15 @@ def _limits(settings: Settings) -> PrefetchLimits:
 
 
 @asynccontextmanager
-async def _following(services: Services, snapshots: Snapshots, operations: Operations) -> AsyncIterator[None]:
+async def _following(
+    services: Services, snapshots: Snapshots, tree: Tree, operations: Operations
+) -> AsyncIterator[None]:
     """Keep the snapshots up to date, and the kernel informed of what has gone, in the background."""
     # Without limit: who waits for a refresh must never wait for the kernel, which may wait for that very one.
     sender, receiver = trio.open_memory_channel[Removed](math.inf)
     async with services.catalog.reader.changes() as feed, background_nursery() as nursery:
         nursery.start_soon(snapshots.follow, feed, sender)
-        nursery.start_soon(invalidate_removed, receiver, operations, services.indices)
+        nursery.start_soon(invalidate_removed, receiver, operations, tree, services.indices)
         if isinstance(operations, ReadWriteOperations):
             nursery.start_soon(operations.refused.drop)
         yield

@@ -228,6 +228,25 @@ class Index:
         return self._large
 
 
+def have_same_datapoints(one: Index, other: Index, keys: Span) -> bool:
+    """Say whether two indices tell the same of the datapoints *keys*, which both have, wherever these lie:
+    name, size, time and checksum. False if a checksum is unknown."""
+    columns, others = one.columns(), other.columns()
+    if columns.crcs is None or others.crcs is None:
+        return False
+    slots = slice(keys.start - one.first, keys.stop - one.first)
+    theirs = slice(keys.start - other.first, keys.stop - other.first)
+    numbers = {extension: number for number, extension in enumerate(columns.extensions)}
+    table = np.asarray([numbers.get(extension, -1) for extension in others.extensions])
+    mask = np.uint64(_SIZE_MASK)
+    return (
+        np.array_equal(columns.packed[slots] & mask, others.packed[theirs] & mask)
+        and np.array_equal(columns.crcs[slots], others.crcs[theirs])
+        and np.array_equal(columns.mtimes_ns[slots], others.mtimes_ns[theirs])
+        and np.array_equal(columns.extension_ids[slots], table[others.extension_ids[theirs]])
+    )
+
+
 def unpack_record(buffer: bytes | memoryview, position: int) -> tuple[int, int, int]:
     """Return (offset of the first header block, header blocks, content size) of the record there."""
     offset, packed = _RECORD.unpack_from(buffer, position)

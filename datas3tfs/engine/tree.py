@@ -8,22 +8,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import AsyncGenerator
+from contextlib import suppress
 from dataclasses import dataclass
 
 import trio
 
-from datas3tfs.core.index import Entry, Index
+from datas3tfs.core.index import Entry, Index, have_same_datapoints
 from datas3tfs.core.model import Datarange, DatarangeId, Dataset, DatasetId
 from datas3tfs.core.names import parse_datapoint_name
+from datas3tfs.core.spans import Span
 from datas3tfs.engine.indices import Indices, ObjectGone
 from datas3tfs.engine.snapshot import Snapshot, Snapshots
-from datas3tfs.errors import Corrupt, Invalid, NotFound
+from datas3tfs.errors import Corrupt, Datas3tError, Invalid, NotFound
 
 # Listing entries made at once. An answer to the kernel takes 25 (before Linux 6.16) or thousands, so
 # batches begin small and double.
 _FIRST_BATCH, _LAST_BATCH = 32, 2048
 _AGAIN_SECONDS = 2.0  # so long after a look at the catalog what is gone is believed to be lost
 _REMEMBERED = 4096  # such looks
+_TELL_SECONDS = 10.0  # for the indices of what has replaced a datarange; until then the kernel waits for news
 
 
 @dataclass(slots=True)
@@ -137,6 +140,26 @@ class Tree:
         if found.datarange.id == file.datarange.id or not _is_same(found.entry, file.entry):
             raise gone from cause
         return found
+
+    async def has_all_of(self, dataset_id: DatasetId, gone: Index) -> bool:
+        """Say whether the datapoints of *gone*, the index of a datarange that is no more, are all there
+        still, unchanged: a merge has moved them. False if that cannot be told soon."""
+        keys, done = Span(gone.first, gone.first + gone.count), gone.first
+        with trio.move_on_after(_TELL_SECONDS), suppress(Datas3tError):
+            snapshot = await self._snapshots.of(dataset_id)
+            for datarange in snapshot.from_key(keys.start):
+                common = datarange.keys.intersection(keys)
+                if common.start != done or not common:
+                    return False
+                index = await self._index(snapshot, datarange)
+                if index is None or not await trio.to_thread.run_sync(
+                    have_same_datapoints, gone, index, common, abandon_on_cancel=True
+                ):
+                    return False
+                done = common.stop
+                if done == keys.stop:
+                    return True
+        return False
 
     async def _index(self, snapshot: Snapshot, datarange: Datarange) -> Index | None:
         """Return the index of *datarange*, None if it has been replaced since *snapshot*."""

@@ -21,6 +21,7 @@ from datas3tfs.core.index import Index
 from datas3tfs.core.inodes import ROOT
 from datas3tfs.engine.indices import Indices
 from datas3tfs.engine.snapshot import Removed
+from datas3tfs.engine.tree import Tree
 from datas3tfs.fs.operations import Operations
 
 log = logging.getLogger(__name__)
@@ -48,13 +49,13 @@ class _Stale:
 
 
 async def invalidate_removed(
-    removed: trio.MemoryReceiveChannel[Removed], operations: Operations, indices: Indices
+    removed: trio.MemoryReceiveChannel[Removed], operations: Operations, tree: Tree, indices: Indices
 ) -> None:
     """Invalidate whatever arrives on *removed*, until cancelled."""
     stop = threading.Event()
     try:
         async for gone in removed:
-            datapoints = await _stale_datapoints(gone, operations, indices)
+            datapoints = await _stale_datapoints(gone, operations, tree, indices)
             directories = [
                 (ROOT, dataset.name.encode(), operations.dataset_inode(dataset)) for dataset in gone.datasets
             ]
@@ -64,11 +65,14 @@ async def invalidate_removed(
         stop.set()
 
 
-async def _stale_datapoints(gone: Removed, operations: Operations, indices: Indices) -> list[_Stale]:
+async def _stale_datapoints(
+    gone: Removed, operations: Operations, tree: Tree, indices: Indices
+) -> list[_Stale]:
     stale: list[_Stale] = []
     for dataset, datarange in gone.dataranges:
         index = await indices.retire(datarange)
-        if index is not None:
+        # If a merge has moved them all, what the kernel knows is true still, and its pages worth keeping.
+        if index is not None and not await tree.has_all_of(dataset.id, index):
             inodes = operations.datapoint_inodes(dataset, index.first, index.count)
             stale.append(_Stale(operations.dataset_inode(dataset), index, inodes))
     return stale

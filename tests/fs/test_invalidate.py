@@ -17,10 +17,14 @@ import trio.testing
 from datas3tfs.core.index import Index
 from datas3tfs.core.inodes import ROOT
 from datas3tfs.core.model import Datarange, DatasetId
+from datas3tfs.core.spans import Span
+from datas3tfs.engine.compactor import Compactor
+from datas3tfs.engine.indices import open_indices
 from datas3tfs.engine.snapshot import Removed
 from datas3tfs.fs.attributes import Attributes, Ownership
 from datas3tfs.fs.invalidate import invalidate_removed
 from datas3tfs.fs.operations import Operations
+from tests.engine.test_indices import bare_records
 from tests.harness.world import Mounted, World, new_world, open_mounted
 
 CONTEXT = pyfuse3.RequestContext()
@@ -91,12 +95,43 @@ async def following(world: World, only: str | None = None) -> AsyncIterator[Foll
         operations = make_operations(inner, None if only is None else inner.snapshots.named(only).id)
         with trio.fail_after(20):
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(invalidate_removed, receiver, operations, inner.indices)
+                nursery.start_soon(invalidate_removed, receiver, operations, inner.tree, inner.indices)
                 yield Following(world, inner, operations, sender, nursery.cancel_scope)
 
 
 def name(key: int) -> bytes:
     return b"%020d.bin" % key
+
+
+@pytest.mark.parametrize("change", ["none", "other content", "another name", "no checksums", "one is gone"])
+async def test_what_a_merge_has_moved_is_not_forgotten_unless_something_else_came(
+    kernel: FakeKernel, change: str
+) -> None:
+    world = await new_world()
+    parts = [await world.commit([b"x", b"y"], 10), await world.commit([b"z"], 12)]
+    if change == "no checksums":
+        for part in parts:
+            world.store.objects[part.index_key] = bare_records(world, part)
+    async with following(world) as mount:
+        await mount.load(*parts)
+        async with open_indices(world.cache, world.stores, world.counters) as indices:
+            compactor = Compactor(world.catalog, world.catalog, world.stores, indices)
+            made = await compactor.aggregate("photos", Span(10, 13))
+        if change not in ("none", "no checksums"):
+            world.catalog.remove(made.id)
+            await world.commit([b"x", b"Y" if change == "other content" else b"y"], 10)
+            if change != "one is gone":
+                await world.commit([b"z"], 12, extension="txt" if change == "another name" else "bin")
+        await mount.refresh()
+        await mount.finish()
+    told = {
+        "none": [],
+        "other content": [10, 11],
+        "another name": [12],
+        "no checksums": [10, 11, 12],
+        "one is gone": [12],
+    }
+    assert kernel.entries == [(kernel.entries[0][0], name(key)) for key in told[change]]
 
 
 async def test_the_datapoints_of_a_removed_datarange_are_forgotten_and_no_others(kernel: FakeKernel) -> None:

@@ -46,11 +46,19 @@ class World:
         return await self.catalog.dataset(name)
 
     async def commit(
-        self, contents: Sequence[bytes], first: int = 0, *, name: str = "photos", mtime_ns: int = 0
+        self,
+        contents: Sequence[bytes],
+        first: int = 0,
+        *,
+        name: str = "photos",
+        mtime_ns: int = 0,
+        extension: str = "bin",
     ) -> Datarange:
         """Commit *contents* as one datarange through the real writer."""
         dataset = await self.dataset(name)
-        layout = plan_layout([Planned(first + i, "bin", len(c), mtime_ns) for i, c in enumerate(contents)])
+        layout = plan_layout(
+            [Planned(first + i, extension, len(c), mtime_ns) for i, c in enumerate(contents)]
+        )
         builder = IndexBuilder()
 
         async def body() -> AsyncIterator[bytes]:
