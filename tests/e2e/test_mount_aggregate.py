@@ -23,7 +23,7 @@ from datas3tfs.engine.sweeper import sweep
 from datas3tfs.objects.settings import S3Settings
 from datas3tfs.objects.stores import open_stores
 from tests.e2e.test_mount_reading import drop_pages
-from tests.harness.archives import samples, write_folder
+from tests.harness.archives import key_name, samples, write_folder
 from tests.harness.mounts import ROOT, Mount, Stack, refusal, until
 
 MIB = 1 << 20
@@ -166,6 +166,31 @@ def test_plans_are_shown_and_nothing_done_and_what_makes_no_sense_is_refused(
     for done, words in zip(others, said, strict=True):
         assert words in refusal(done)
     assert "--all" in stack.refused("optimize", code=2)
+
+
+def test_memory_is_flat_however_much_is_streamed(stack: Stack, tmp_path: Path) -> None:
+    """rclone's server cannot copy: 300 MiB pass through the process, which takes no more than for little."""
+    stack.register("little", "much")
+    stack.ingest("little", write_folder(tmp_path / "little", samples([1000] * 3)), datarange_bytes=1)
+    folder = tmp_path / "much"
+    folder.mkdir()
+    for key in range(3):
+        with (folder / key_name(key)).open("wb") as file:
+            file.truncate(100 * MIB)
+    stack.ingest("much", folder, datarange_bytes=1)
+    little, much = (
+        peak_of(stack, "aggregate", name, "--first", "0", "--last", "2") for name in ("little", "much")
+    )
+    assert much - little < 100 * MIB
+
+
+def peak_of(stack: Stack, *words: str) -> int:
+    """Run a command; return the most memory it had, in bytes."""
+    process = subprocess.Popen([sys.executable, "-m", "datas3tfs", *words], env=stack.environ, cwd=ROOT)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0
+    return usage.ru_maxrss * 1024
 
 
 def test_a_daemon_optimizes_what_comes_until_it_is_stopped(stack: Stack, tmp_path: Path) -> None:
