@@ -126,15 +126,16 @@ def _extended_data(source: _Source, header: tar.Header, start: int) -> bytes:
 
 
 def _check_member(member: tar.Member, expected: int | None) -> DatapointName:
-    shown = printable(member.name)
     if member.kind not in tar.REGULAR:
         kind = tar.KINDS.get(member.kind, f"entry of type {member.kind:#x}")
-        raise Invalid(f"{shown}: is a {kind}, only regular files can be datapoints")
+        raise Invalid(f"{printable(member.name)}: is a {kind}, only regular files can be datapoints")
     if member.header_blocks > 0xFFFF or member.size >= 1 << 48:
-        raise Invalid(f"{shown}: too large for the index")
+        raise Invalid(f"{printable(member.name)}: too large for the index")
     name = parse_datapoint_name(member.name)
     if expected is not None and name.key != expected:
-        raise Invalid(f"{shown}: is {_misplacement(name.key, expected)}, expected key {expected}")
+        raise Invalid(
+            f"{printable(member.name)}: is {_misplacement(name.key, expected)}, expected key {expected}"
+        )
     return name
 
 
