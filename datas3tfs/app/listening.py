@@ -80,7 +80,7 @@ class _Answering:
 
 
 class _Connection(TCPServer):
-    """hypercorn's, which would keep a connection that its client has closed for as long as an idle one."""
+    """hypercorn's, whose task outlives a connection that its client has closed for as long as an idle one."""
 
     _is_over = False
 
@@ -101,7 +101,9 @@ async def _answer(common: _Answering, connections: trio.Nursery, stream: Any) ->
             with trio.move_on_after(1.0):
                 await trio.aclose_forcefully(stream)
             return
-        await TCPServer(common.application, common.config, common.context, ConnectionState({}), stream).run()
+        await _Connection(
+            common.application, common.config, common.context, ConnectionState({}), stream
+        ).run()
     except Exception as exc:
         # The client's doing, or hypercorn's; what the application raises is answered and logged there.
         log.info("a connection has failed (%s)", type(exc).__name__)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -9,19 +10,23 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
+from hypercorn.trio.tcp_server import TCPServer
 
 from datas3tfs.app import listening
 from datas3tfs.app.listening import accept, bind, url_of
 from datas3tfs.errors import Unavailable
 
 POST = b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n\r\n"
+PUT = POST.replace(b"POST", b"PUT")
 GET = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
 Message = dict[str, Any]
 
 
 async def application(scope: Message, receive: Any, send: Any) -> None:
-    """Read the body, then answer; break if asked to."""
-    while (message := await receive()).get("more_body"):
+    """Read the body, but not of a PUT, then answer; break if asked to."""
+    message = {"type": "http.request"}
+    while scope["method"] != "PUT" and (message := await receive()).get("more_body"):
         pass
     if scope["path"] == "/break":
         raise RuntimeError("broken")
@@ -56,10 +61,10 @@ async def test_clients_that_hang_up_anywhere_end_nothing_but_their_connection() 
     whole = POST + b"12345" + GET + POST
     async with listening_at() as where:
 
-        async def hang_up(cut: int) -> None:
+        async def hang_up(request: bytes) -> None:
             stream = await trio.open_tcp_stream(*where)
             try:
-                await stream.send_all(whole[:cut])
+                await stream.send_all(request)
                 await stream.send_eof()
                 if rolls.randrange(2):
                     with trio.move_on_after(5):
@@ -70,8 +75,10 @@ async def test_clients_that_hang_up_anywhere_end_nothing_but_their_connection() 
                 await trio.aclose_forcefully(stream)
 
         async with trio.open_nursery() as nursery:
-            for cut in (*range(1, len(whole)), *[len(POST)] * 50):
-                nursery.start_soon(hang_up, cut)
+            for cut in range(1, len(whole)):
+                nursery.start_soon(hang_up, whole[:cut])
+            for _ in range(50):
+                nursery.start_soon(hang_up, PUT)
         assert await answer_of(where) == b"HTTP/1.1 200"
 
 
@@ -98,16 +105,32 @@ async def test_too_many_connections_are_closed_at_once(monkeypatch: pytest.Monke
             await stream.aclose()
 
 
-async def test_a_connection_that_its_client_has_closed_is_not_kept() -> None:
+async def test_closed_connections_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listening, "_MOST", 3)
     async with listening_at() as where:
-        stream = await trio.open_tcp_stream(*where)
-        await stream.send_all(GET)
-        assert await stream.receive_some(12) == b"HTTP/1.1 200"
-        await stream.send_eof()
-        with trio.fail_after(10):  # an idle one is kept for 20 seconds
-            while await stream.receive_some(1000):
-                pass
-        await stream.aclose()
+        for _ in range(10):
+            assert await answer_of(where) == b"HTTP/1.1 200"
+            await trio.testing.wait_all_tasks_blocked(0.01)
+
+
+async def test_an_error_of_hypercorn_ends_one_connection(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As when two of its tasks write at once, which a client that hangs up can bring about (0.18)."""
+    caplog.set_level(logging.INFO)
+
+    async def close(connection: Any) -> None:
+        await trio.aclose_forcefully(connection.stream)
+        raise trio.BusyResourceError("another task is currently sending data")
+
+    async with listening_at() as where:
+        with monkeypatch.context() as patch:
+            patch.setattr(TCPServer, "_close", close)
+            for _ in range(3):
+                assert await answer_of(where) == b"HTTP/1.1 200"
+            await trio.testing.wait_all_tasks_blocked(0.01)
+        assert await answer_of(where) == b"HTTP/1.1 200"
+    assert "a connection has failed (ExceptionGroup)" in caplog.text or "BusyResource" in caplog.text
 
 
 def test_an_address_that_cannot_be_had_is_an_error_of_ours() -> None:
