@@ -40,7 +40,7 @@ from datas3tfs.ports import ObjectStore
 
 _REQUEST = 8 << 20
 _IN_FLIGHT = 4
-_SMALL_AT_ONCE = 2  # objects that are read as a whole …
+_SMALL_AT_ONCE = 4  # objects that are read as a whole …
 _LARGE_AT_ONCE = 2  # … and others, and aggregates
 
 

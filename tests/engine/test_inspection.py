@@ -625,7 +625,7 @@ async def test_few_objects_are_inspected_at_a_time() -> None:
             intent = UploadIntent(DatasetId(1), Span(0, 1), len(archive.body), presigned=True)
             upload = Upload(UploadId(number), intent, BUCKET, key, index_object_key(key))
             nursery.start_soon(inspector.inspect, store, upload, len(archive.body))
-    assert store.most == 2
+    assert 1 < store.most <= 4
 
 
 async def test_cancelling_an_inspection_ends_it() -> None:
