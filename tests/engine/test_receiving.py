@@ -147,6 +147,32 @@ async def test_what_fits_into_ten_thousand_parts_is_begun() -> None:
         assert len(grant.part_urls) == 10_000
 
 
+@pytest.mark.parametrize(
+    ("size", "part_size", "urls"),
+    [
+        (PART_SIZE - 1, None, 0),
+        (PART_SIZE, None, 1),
+        (PART_SIZE + 1, None, 2),
+        (100 * MIB, None, 5),
+        (PART - 1, PART, 0),
+        (PART, PART, 1),
+        (64 * MIB - 1, 100 * MIB, 0),
+        (
+            64 * MIB,
+            100 * MIB,
+            1,
+        ),  # too large to be read as a whole: must not be put through a URL that lives on
+        (250 * MIB, 100 * MIB, 3),
+    ],
+)
+async def test_a_url_for_every_part_or_one_for_all(size: int, part_size: int | None, urls: int) -> None:
+    world = await ready()
+    async with open_receiver(world) as receiver:
+        grant = await receiver.start("photos", Span(0, 1), size, part_size)
+    assert len(grant.part_urls) == urls
+    assert (grant.put_url is None) == (urls > 0)
+
+
 async def test_an_unknown_dataset_is_not_found() -> None:
     world = await ready()
     async with open_receiver(world) as receiver:
