@@ -15,7 +15,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from datas3tfs import __version__
-from datas3tfs.cli import catalog, compaction, data, journal, local, mount, mounted, serve, token
+from datas3tfs.cli import catalog, compaction, data, journal, keys, local, mount, mounted, serve, token
 from datas3tfs.cli.context import Globals
 from datas3tfs.cli.keygen import keygen
 from datas3tfs.core.names import printable
@@ -40,6 +40,8 @@ app.command()(mounted.stats)
 app.add_typer(journal.app, name="journal")
 app.command()(catalog.migrate)
 app.command()(keygen)
+app.command()(keys.rekey)
+catalog.bucket_app.command()(keys.credentials)
 app.add_typer(catalog.bucket_app, name="bucket")
 app.add_typer(catalog.dataset_app, name="dataset")
 app.add_typer(catalog.datarange_app, name="datarange")
