@@ -157,11 +157,7 @@ async def test_what_fits_into_ten_thousand_parts_is_begun() -> None:
         (PART - 1, PART, 0),
         (PART, PART, 1),
         (64 * MIB - 1, 100 * MIB, 0),
-        (
-            64 * MIB,
-            100 * MIB,
-            1,
-        ),  # too large to be read as a whole: must not be put through a URL that lives on
+        (64 * MIB, 100 * MIB, 1),  # what one URL can put again must be small
         (250 * MIB, 100 * MIB, 3),
     ],
 )
