@@ -106,6 +106,7 @@ async def test_two_at_once_end_with_everything_merged() -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(one)
             nursery.start_soon(one)
+        assert all(merge.done or merge.overtaken for merge in outcomes)
         assert len(await done(site, "photos")) <= len(outcomes)
         assert await planned(site.client, ["photos"], RULE) == []
         assert len(await site.api.download("photos", 0, 49)) == 50

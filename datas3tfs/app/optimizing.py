@@ -11,7 +11,7 @@ import logging
 import random
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import trio
 
@@ -41,6 +41,7 @@ class Merge:
     dataranges: int
     size: int
     done: bool = False
+    overtaken: bool = False  # somebody else has changed the dataranges: what is left to do is decided anew
     problem: str | None = None  # why it could not be done
 
 
@@ -125,9 +126,11 @@ async def _merged(client: datas3tfs.AsyncClient, merge: Merge) -> Merge:
     dataset, keys = merge.dataset, merge.keys
     try:
         made = await client.aggregate(dataset, keys.start, keys.last)
-    except (Conflict, NotFound, Invalid, Corrupt) as exc:
-        return Merge(dataset, keys, merge.dataranges, merge.size, problem=str(exc))
-    return Merge(dataset, keys, merge.dataranges, made.size_bytes, done=True)
+    except Conflict:
+        return replace(merge, overtaken=True)
+    except (NotFound, Invalid, Corrupt) as exc:
+        return replace(merge, problem=str(exc))
+    return replace(merge, size=made.size_bytes, done=True)
 
 
 def _known(one: DatarangeInfo) -> Known:

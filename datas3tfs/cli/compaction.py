@@ -135,5 +135,13 @@ def _record(merge: Merge) -> dict[str, Any]:
         "bytes": merge.size,
         "done": merge.done,
         "problem": merge.problem,
-        "outcome": merge.problem or ("merged" if merge.done else "to be merged"),
+        "outcome": _outcome(merge),
     }
+
+
+def _outcome(merge: Merge) -> str:
+    if merge.problem is not None:
+        return merge.problem
+    if merge.overtaken:
+        return "overtaken by somebody else's change"
+    return "merged" if merge.done else "to be merged"

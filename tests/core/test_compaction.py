@@ -303,6 +303,13 @@ def test_a_heap_of_small_dataranges_goes_to_the_target_at_once() -> None:
     assert all(one.rewritten == 1 for one in left)
 
 
+def test_no_merge_has_too_many_members_but_their_merges_go_on() -> None:
+    rule = OptimizeRule(target=1_000_000, largest=5_000_000, most_members=30)
+    ranges = [Range(Span(key, key + 1), 1024 + END) for key in range(3000)]
+    assert all(len(group) <= 30 for group in plan_optimize(ranges, rule))
+    assert len(settled(ranges, rule)) <= 3 + 10 * len(rule.tiers)
+
+
 def test_what_is_large_enough_or_has_a_gap_beside_it_is_left_alone() -> None:
     assert plan_optimize([Range(Span(0, 1), 2 * GIB), Range(Span(1, 2), 2 * GIB)], OptimizeRule()) == []
     apart = [Range(Span(2 * key, 2 * key + 1), 900 * MIB) for key in range(9)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import random
+import re
 import tarfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -410,31 +411,43 @@ async def test_a_crash_after_every_step_is_repaired_by_the_sweeper(
     await check(world, LARGE)
 
 
-@pytest.mark.parametrize("can_copy", [True, False])
-async def test_damage_on_the_way_never_gets_into_the_merged_object(can_copy: bool) -> None:
-    """What passes through memory is checked: mangled three times, it is given up; once, fetched again."""
-    contents = [noise(MIB, n) for n in range(8)]
+@pytest.mark.parametrize(
+    ("can_copy", "sizes", "position"),
+    [
+        (True, (6, 1, 2, 1, 11), 600_000),
+        (False, (6, 1, 2, 1, 11), 600_000),
+        (True, (6, 3, 11), 2 * MIB - 600),  # just before where its head ends that completes a part of 5 MiB
+    ],
+)
+async def test_damage_on_the_way_never_gets_into_the_merged_object(
+    can_copy: bool, sizes: Sequence[int], position: int
+) -> None:
+    """What passes through memory is checked: mangled for ever, it is given up; at times, fetched again."""
+    contents = [noise(size * MIB, size) for size in sizes]
     world = await new_world()
     world.store.can_copy = can_copy
     await commit_each(world, contents)
-    victim = (await dataranges(world))[3]
+    victim = (await dataranges(world))[2]
     good = world.store.objects[victim.data_key]
     mangled = bytearray(good)
-    mangled[600_000] ^= 1
+    mangled[position] ^= 1
 
     async def mangle(method: str, key: str) -> None:
-        if key == victim.data_key:
+        if key == victim.data_key and method == "get_range":
             world.store.objects[key] = good if times[0] == 0 else bytes(mangled)
             times[0] = max(0, times[0] - 1)
 
     world.failing.before_each = mangle
-    times = [3]
-    with pytest.raises(Corrupt, match="checksum"):
-        await aggregate(world, 0, 8)
-    assert len(await dataranges(world)) == 8
+    times = [1000]
+    with pytest.raises(Corrupt, match=f"^{re.escape(victim.data_key)}: .*checksum"):
+        await aggregate(world, 0, len(sizes))
+    assert len(await dataranges(world)) == len(sizes)
     times = [2]
-    await aggregate(world, 0, 8)
+    await aggregate(world, 0, len(sizes))
+    assert times == [0]
+    assert (world.failing.calls["put_stream"] == len(sizes)) == can_copy, "those of the commits"
     world.failing.before_each = None
+    world.store.objects[victim.data_key] = good
     await swept(world)
     await check(world, contents)
 

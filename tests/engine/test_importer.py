@@ -292,6 +292,21 @@ async def test_one_object_that_cannot_be_read_now_does_not_keep_the_others() -> 
     assert (await imported(world)).dataranges == 1
 
 
+async def test_only_failures_in_a_row_say_that_s3_is_away() -> None:
+    old = await new_world()
+    for first in range(60):
+        await old.commit([b"a"], first)
+    world = await without_database(old)
+
+    async def every_third(method: str, key: str) -> None:
+        if method == "get" and world.failing.calls["get"] % 3 == 0:
+            raise Unavailable("InvalidObjectState")
+
+    world.failing.before_each = every_third
+    report = await imported(world)
+    assert (report.dataranges, report.skipped_count) == (40, 20)
+
+
 async def test_two_imports_at_once_adopt_everything_once() -> None:
     old = await new_world()
     for first in range(20):
