@@ -6,7 +6,7 @@ Not for what the answers must be: tests/harness/conformance.py says that, for bo
 from __future__ import annotations
 
 import io
-import itertools
+import secrets
 import tarfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -54,7 +54,6 @@ class Api:
     http: httpx.AsyncClient
     urls: Urls
     bucket: dict[str, Json]  # endpoint, bucket and keys of a bucket that can be used
-    _names: Callable[[], int] = field(default_factory=lambda: itertools.count(1).__next__)
 
     async def send(
         self,
@@ -85,7 +84,7 @@ class Api:
 
     async def add_dataset(self, name: str | None = None, bucket: str = "main") -> str:
         """Create a dataset; return its name."""
-        name = name or f"set-{id(self)}-{self._names()}"
+        name = name or f"set-{secrets.token_hex(6)}"
         await self.done("POST", "/api/v1/datas3ts", {"name": name, "bucket": bucket}, 204)
         return name
 

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
@@ -150,7 +151,7 @@ async def _datas3ts(api: Api, generation: str) -> None:
 @_step("AB")
 async def _add_dataset(api: Api, generation: str) -> None:
     for path in ("/api/v1/datas3ts", "/api/datas3t"):
-        name = f"made-{generation}{path.count('/')}{id(api)}"
+        name = f"made-{generation}-{secrets.token_hex(6)}"
         answer = await api.send("POST", path, {"name": name, "bucket": "main", "unknown": [1]})
         assert (answer.status_code, answer.content) == (204, b"")
         assert name in [one["datas3t_name"] for one in await api.done("GET", "/api/v1/datas3ts")]
