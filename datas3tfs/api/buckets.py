@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datas3tfs.api.endpoints import is_named, parse_endpoint, refuse_special
+from datas3tfs.api.endpoints import Endpoint, is_named, parse_endpoint, refuse_special
 from datas3tfs.api.operations import VERY_LONG, Call, Operation, Scope
 from datas3tfs.core.model import BucketSpec
 from datas3tfs.core.names import check_label, printable
@@ -60,12 +60,20 @@ async def _check_endpoint(call: Call, spec: BucketSpec) -> None:
         return
     if not allowed:
         registered = [bucket.spec.endpoint_url for bucket in await call.backend.registry.buckets()]
-        if endpoint in [parse_endpoint(url) for url in (*registered, *call.backend.known_endpoints)]:
+        if any(_is_at(url, endpoint) for url in (*registered, *call.backend.known_endpoints)):
             return
     raise Forbidden(
         f"endpoint {printable(str(endpoint))}: may not be registered over HTTP; "
         f"start the server with --allow-endpoint {printable(str(endpoint))}, or use `datas3tfs bucket add`"
     )
+
+
+def _is_at(url: str, endpoint: Endpoint) -> bool:
+    """Say whether *url*, which somebody else has registered or set, is that of *endpoint*."""
+    try:
+        return parse_endpoint(url) == endpoint
+    except Invalid:
+        return False
 
 
 async def _import(call: Call, given: requests.ImportBucket) -> answers.Imported:

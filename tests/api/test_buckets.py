@@ -72,7 +72,7 @@ async def test_where_only_this_machine_can_connect_and_nobody_is_asked_any_ordin
 
 
 async def test_elsewhere_only_what_is_registered_or_set() -> None:
-    async with open_memory_api(PUBLIC, known=("https://s3.test",)) as api:
+    async with open_memory_api(PUBLIC, known=("https://s3.test", "no endpoint at all")) as api:
         assert await add(api, "http://127.0.0.1:9000") == 403
         assert await add(api, "http://s3.test") == 403  # another port
         assert await add(api, "s3.test", use_tls=True) == 201
