@@ -24,6 +24,7 @@ from datas3tfs.objects.settings import S3Settings
 from datas3tfs.objects.stores import open_stores
 from tests.e2e.test_mount_reading import drop_pages
 from tests.harness.archives import key_name, samples, write_folder
+from tests.harness.faultproxy import Fault, FaultProxy, Kind
 from tests.harness.mounts import ROOT, Mount, Stack, refusal, until
 
 MIB = 1 << 20
@@ -191,6 +192,43 @@ def peak_of(stack: Stack, *words: str) -> int:
     process.returncode = os.waitstatus_to_exitcode(status)
     assert process.returncode == 0
     return usage.ru_maxrss * 1024
+
+
+@pytest.mark.parametrize("stalled", ["part", "complete", "index"])
+@pytest.mark.parametrize("kind", ["rclone", "moto"])
+def test_a_merge_that_is_killed_leaves_everything_as_it_was(
+    new_stack: Callable[..., Stack], kind: str, stalled: str, tmp_path: Path
+) -> None:
+    """Killed while S3 is at it: after the sweeper there is no object too many, and no multipart upload."""
+    stack = new_stack(kind)
+    made = samples([11 * MIB, 100, 12 * MIB])
+    folder = write_folder(tmp_path / "sources", made)
+    with FaultProxy(stack.s3.process.port) as proxy:
+        stack.register("photos", endpoint=proxy.endpoint)
+        stack.ingest("photos", folder, datarange_bytes=1)
+        before = stack.objects()
+        proxy.forget()
+        method = "POST" if stalled == "complete" else "PUT"
+        path = {"part": "partNumber=2", "complete": "uploadId=", "index": ".index.zst"}[stalled]
+        proxy.add(Fault(Kind.STALL_HEAD, method=method, path=path))
+        with subprocess.Popen(
+            [sys.executable, "-m", "datas3tfs", "aggregate", "photos", "--first", "0", "--last", "2"],
+            env=stack.environ,
+            cwd=ROOT,
+        ) as process:
+            until(lambda: proxy.requests(method, path), 60.0, "S3 being asked")
+            process.kill()
+        proxy.clear()
+        assert stack.sql("SELECT count(*) FROM datarange_uploads") == "1"
+        stack.sql("UPDATE datarange_uploads SET expires_at = now() - interval '1 second'")
+        bury(stack)
+        bury(stack)
+        assert stack.objects() == before
+        check_tidy(stack)
+        stack.run("aggregate", "photos", "--first", "0", "--last", "2")
+        bury(stack)
+        check_tidy(stack)
+        assert stack.run("verify", "photos").returncode == 0
 
 
 def test_a_daemon_optimizes_what_comes_until_it_is_stopped(stack: Stack, tmp_path: Path) -> None:
