@@ -88,14 +88,16 @@ def _next_member(source: _Source) -> tuple[int, tar.Member] | None:
     """Return (offset, member) of the next regular file, None at the end of the archive."""
     extended: list[tuple[int, bytes]] = []
     start = source.offset
+    is_awaited = False  # the header that an extended or global one is for: Python's tarfile wants one, too
     while True:
         block = source.take(tar.BLOCK)
         if block == tar.ZERO_BLOCK:
-            if extended:
+            if is_awaited:
                 raise Invalid("the archive ends after an extended header")
             _check_end(source)
             return None
         header = _parse_header(block, source.offset - tar.BLOCK)
+        is_awaited = header.kind in tar.EXTENDED
         if header.kind == tar.PAX_GLOBAL:
             _check_global(_extended_data(source, header, start))
             start = source.offset if not extended else start

@@ -197,3 +197,15 @@ def test_many_extended_headers_are_as_large_as_one() -> None:
     one = info.tobuf(tarfile.USTAR_FORMAT) + b"30 comment=xxxxxxxxxxxxxxxxxx\n".ljust(512, b"\0")
     with pytest.raises(Invalid, match="too large"):
         scanned(one * 3000 + GOOD)
+
+
+@pytest.mark.parametrize("kind", [b"x", b"g", b"L", b"K"])
+def test_an_archive_that_ends_after_an_extended_header_is_refused(kind: bytes) -> None:
+    """As by Python's tarfile, which would not read such an archive to its end."""
+    info = tarfile.TarInfo("x")
+    info.type = kind
+    body = archive(*datapoints([b"a"]))[:1024] + info.tobuf(tarfile.USTAR_FORMAT) + bytes(1024)
+    with pytest.raises(Invalid, match="ends after an extended header"):
+        scanned(body)
+    with pytest.raises(tarfile.ReadError), tarfile.open(fileobj=io.BytesIO(body)) as opened:
+        opened.getmembers()
