@@ -149,8 +149,9 @@ class Server:
         return found
 
     async def start(self, dataset: str, keys: Span, size: int) -> answers.UploadGrant:
-        """Begin an upload of *keys* in *size* bytes. Raises Conflict if one of them is taken."""
-        tries = Tries()
+        """Begin an upload of *keys* in *size* bytes. Raises Conflict if one of them is taken.
+
+        Asked again because the answer was lost, the server knows the attempt and returns the same upload."""
         body = _made(
             requests.StartUpload,
             datas3t_name=dataset,
@@ -159,15 +160,7 @@ class Server:
             data_size=size,
             attempt=uuid4(),
         )
-        try:
-            return await self._api.ask("POST", "/api/v1/upload-datarange", _UPLOAD, body, tries=tries)
-        except Conflict as exc:
-            if not tries.lost:
-                raise
-            raise Conflict(
-                f"{exc} (perhaps by this very upload: the server began it before, and its answer was lost; "
-                "then the keys are free again when that has expired)"
-            ) from exc
+        return await self._api.ask("POST", "/api/v1/upload-datarange", _UPLOAD, body)
 
     async def resume(self, upload_id: int) -> answers.UploadGrant:
         """Return fresh URLs for an upload, and what has arrived of it. Raises Conflict or NotFound if it
