@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from datas3tfs.app import ingest, mountpoint
-from datas3tfs.app.blocking import READ_SIZE, file_chunks
+from datas3tfs.app import mountpoint
 from datas3tfs.app.daemon import Readiness
 from datas3tfs.app.ingest import Source, batches, find_sources
 from datas3tfs.app.mountpoint import mounted_at, prepare, real_path, require_ours, unmount
+from datas3tfs.client import sources as client_sources
+from datas3tfs.client.sources import READ_SIZE, file_chunks
 from datas3tfs.core.layout import plan_layout
 from datas3tfs.core.names import parse_datapoint_name
 from datas3tfs.engine.threads import in_thread
@@ -490,7 +491,7 @@ def test_batches_are_numbered_through_from_the_first_key_on() -> None:
 
 
 def test_batches_are_cut_by_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ingest, "DATAPOINTS_LIMIT", 3)
+    monkeypatch.setattr(client_sources, "DATAPOINTS_LIMIT", 3)
     assert cut(sources(*[0] * 7), 1 << 30, 10) == [[10, 11, 12], [13, 14, 15], [16]]
 
 
