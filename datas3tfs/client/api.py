@@ -100,6 +100,8 @@ class Api:
                 params=params,
                 timeout=timeouts(self._tuning, silence),
             )
+        if response.is_success and response.headers.get("Content-Type", "").startswith("text/html"):
+            raise Again("a page came, which a datas3tfs server never sends")
         if response.is_success:
             return response.content
         raise self._refusal(response)

@@ -168,13 +168,12 @@ class Server:
         body = requests.UploadReference(datarange_upload_id=upload_id)
         return await self._api.ask("POST", "/api/v1/upload-datarange/resume", _UPLOAD, body)
 
-    async def complete(self, upload_id: int, tags: list[str] | None) -> answers.DatarangeInfo | None:
-        """Commit an upload; repeating it does no harm. Return the datarange, if the server
-        tells. Raises Conflict or NotFound if it is gone."""
-        body = requests.CompleteUpload(datarange_upload_id=upload_id, upload_ids=tags, describe=True)
+    async def complete(self, upload_id: int, tags: list[str] | None) -> answers.DatarangeInfo:
+        """Commit an upload; repeating it does no harm. Return the datarange. Raises Conflict or NotFound if
+        it is gone."""
+        body = _made(requests.CompleteUpload, datarange_upload_id=upload_id, upload_ids=tags, describe=True)
         path = "/api/v1/upload-datarange/complete"
-        content = await self._api.fetch("POST", path, body, silence=_COMPLETING)
-        return _DATARANGE.validate_json(content) if content.strip() else None
+        return await self._api.ask("POST", path, _DATARANGE, body, silence=_COMPLETING)
 
     async def cancel(self, upload_id: int) -> None:
         """Give an upload up; it may be gone. Raises Conflict if it is published."""

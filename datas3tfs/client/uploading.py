@@ -64,7 +64,7 @@ class Uploader:
             raise
         if kept is not None:
             kept.forget()
-        return done or await self._found(dataset, body.keys)
+        return done
 
     async def _begin(
         self, dataset: str, body: UploadBody, kept: ResumeFile | None
@@ -79,7 +79,7 @@ class Uploader:
             try:
                 done = await self.server.complete(upload_id, None)
                 kept.forget()
-                return done or await self._found(dataset, body.keys)
+                return done
             except (NotFound, Conflict):
                 kept.forget()  # it is gone: begin anew
         grant = await self.server.start(dataset, body.keys, body.size)

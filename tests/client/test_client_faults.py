@@ -307,7 +307,9 @@ def test_every_call_survives_a_server_that_answers_next_time(
     site: Site, run: Run[None], what: str, tmp_path: Path
 ) -> None:
     archive, dataset = packed(tmp_path, MADE), site.dataset()
-    for method, path in ROUTES:
+    # These may take long: that they are not answered is noticed late, on purpose.
+    slow = {"/upload-datarange/complete", "/aggregate/run"} if what == "not answered" else set()
+    for method, path in [route for route in ROUTES if route[1] not in slow]:
         site.api.add(dataclasses.replace(SERVER_FAULTS[what](method), path=path))
 
     async def work() -> None:
