@@ -175,8 +175,8 @@ async def _download(chosen: Settings, name: str, keys: Span, path: Path) -> tupl
 
 async def _verify(chosen: Settings, name: str) -> tuple[list[dict[str, Any]], int, int]:
     """Return (what is bad, dataranges read, those of them without checksums)."""
-    if chosen.db_url is None and chosen.server_url is not None:
-        raise Invalid("verify reads the database and the buckets itself: set DATAS3TFS_DB_URL, too")
+    if chosen.server_url is not None:
+        return await _verify_over_http(chosen, name)
     from datas3tfs.app.services import load_snapshot, open_services
     from datas3tfs.engine.verify import Progress, Verified
     from datas3tfs.engine.verify import verify as verify_dataset
@@ -194,6 +194,28 @@ async def _verify(chosen: Settings, name: str) -> tuple[list[dict[str, Any]], in
                     elif isinstance(report, Verified):
                         checked += 1
                         unknown += not report.checksummed
+                    else:
+                        bad = {"object": report.object_key, "key": report.key, "reason": report.reason}
+                        problems.append(bad)
+    return problems, checked, unknown
+
+
+async def _verify_over_http(chosen: Settings, name: str) -> tuple[list[dict[str, Any]], int, int]:
+    from datas3tfs.app.clients import open_client
+    from datas3tfs.client import Read, Verified
+
+    problems: list[dict[str, Any]] = []
+    checked = unknown = 0
+    async with open_client(chosen) as client:
+        total = sum(one.size_bytes for one in await client.dataranges(name))
+        with output.progress(f"verify {name}", total, in_bytes=True) as advance:
+            async with aclosing(client.verify(name)) as reports:
+                async for report in reports:
+                    if isinstance(report, Read):
+                        advance(report.amount)
+                    elif isinstance(report, Verified):
+                        checked += 1
+                        unknown += not report.is_checksummed
                     else:
                         bad = {"object": report.object_key, "key": report.key, "reason": report.reason}
                         problems.append(bad)

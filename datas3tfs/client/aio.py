@@ -37,6 +37,7 @@ from datas3tfs.client.sources import Batch, Ingested, Ingestible, batches, numbe
 from datas3tfs.client.storage import Storage
 from datas3tfs.client.tuning import Tuning
 from datas3tfs.client.uploading import Uploader
+from datas3tfs.client.verifying import Report, verify
 from datas3tfs.client.walking import Walked
 from datas3tfs.core.names import KEY_LIMIT
 from datas3tfs.core.spans import Span
@@ -298,6 +299,14 @@ class AsyncClient:
         """Return one datapoint. Raises NotFound, Corrupt, Unavailable."""
         async with aclosing(self.iterate(dataset, key, key)) as found:
             return await anext(found)
+
+    async def verify(self, dataset: str) -> AsyncGenerator[Report, None]:
+        """Re-read everything; yield `Bad` for what cannot be read as it was written, `Verified` for each
+        datarange that was read to its end, `Read` on the way. Raises NotFound, Conflict (the dataset has
+        changed meanwhile), Unavailable."""
+        async with aclosing(verify(self._open.reading, dataset)) as reports:
+            async for report in reports:
+                yield report
 
 
 def _datapoint(walked: Walked) -> Datapoint:

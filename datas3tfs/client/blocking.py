@@ -11,8 +11,8 @@ threads may call. Ctrl-C in the calling thread cancels what it called and waits 
 from __future__ import annotations
 
 import threading
-from collections.abc import Awaitable, Callable, Generator, Iterable
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable
+from contextlib import AbstractContextManager, ExitStack, closing
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -27,6 +27,7 @@ from datas3tfs.client.downloading import Downloaded
 from datas3tfs.client.scanning import ScannedTar
 from datas3tfs.client.sources import Ingested, batches, numbered
 from datas3tfs.client.tuning import Tuning
+from datas3tfs.client.verifying import Report
 from datas3tfs.wire.answers import BucketInfo, Cleared, DatarangeInfo, DatasetInfo, Imported
 
 T = TypeVar("T")
@@ -173,10 +174,19 @@ class Client(AbstractContextManager["Client"]):
 
     def iterate(self, dataset: str, first: int, last: int) -> Generator[Datapoint, None, None]:
         """See AsyncClient.iterate."""
-        found = self._inner.iterate_batches(dataset, first, last)
-        try:
-            while (batch := self._call(lambda: anext(found, None))) is not None:
+        with closing(self._each(self._inner.iterate_batches(dataset, first, last))) as found:
+            for batch in found:
                 yield from batch
+
+    def verify(self, dataset: str) -> Generator[Report, None, None]:
+        """See AsyncClient.verify."""
+        yield from self._each(self._inner.verify(dataset))
+
+    def _each(self, found: AsyncGenerator[T, None]) -> Generator[T, None, None]:
+        """Yield what *found* yields."""
+        try:
+            while (one := self._call(lambda: anext(found, None))) is not None:
+                yield one
         finally:
             if self._portal is not None:  # a generator may outlive its client
                 self._call(found.aclose)

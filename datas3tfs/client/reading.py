@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from datas3tfs.client.flow import Flows, Stretch
 from datas3tfs.client.server import Server
-from datas3tfs.client.storage import Refused
+from datas3tfs.client.storage import Gone, Refused
 from datas3tfs.client.walking import Mangled, Sink, Walked, Walker
 from datas3tfs.core.spans import Span
 from datas3tfs.errors import Conflict, Corrupt, Datas3tError, NotFound, Unavailable
@@ -34,6 +34,10 @@ class Step:
     found: list[Walked]
     tail: int
     restarted: bool = False
+
+
+class Vanished(Corrupt):
+    """An object that the server names is not in S3."""
 
 
 class _Trouble(Exception):
@@ -109,6 +113,8 @@ class Reading:
             walkers[current].finish()
         except Mangled as exc:
             raise _Trouble(Corrupt(f"{segments[current].object_key}: {exc}")) from None
+        except Gone as exc:
+            raise _Trouble(Vanished(f"{segments[current].object_key}: {exc}")) from None
         except Refused as exc:
             raise _Trouble(Unavailable(f"{segments[current].object_key}: {exc}")) from None
 

@@ -45,6 +45,10 @@ class Refused(Exception):
     """S3 does not accept the URL: it has expired, or what it names is gone. Never leaves this package."""
 
 
+class Gone(Refused):
+    """S3 has no such object."""
+
+
 class Storage:
     """S3, as far as URLs reach."""
 
@@ -160,6 +164,8 @@ def _refusal(status: int, document: bytes) -> Exception:
         return Again(said)
     if 300 <= status < 400:
         return Unavailable(f"{said}: a redirect; the bucket's endpoint or region is not right")
+    if status == 404 and code == "NoSuchKey":
+        return Gone(said)
     return Refused(printable(said)) if status >= 400 else Again(said)
 
 

@@ -59,6 +59,7 @@ class Walker:
         self._skip = 0  # padding, or what is passed over
         self._fed = 0  # bytes taken in
         self._good = 0  # … up to the end of the last datapoint that is whole
+        self._broken: Mangled | None = None  # what is wrong behind that
 
     @property
     def tail(self) -> int:
@@ -66,11 +67,24 @@ class Walker:
         return self._fed - self._good
 
     def feed(self, data: bytes | bytearray) -> list[Walked]:
-        """Take in the next bytes; return the datapoints they complete. Raises Mangled."""
+        """Take in the next bytes; return the datapoints they complete. Raises Mangled: when asked again, if
+        some were whole before that."""
+        found: list[Walked] = []
+        try:
+            if self._broken is not None:
+                raise self._broken
+            self._walk(data, found)
+        except Mangled as exc:
+            if not found:
+                raise
+            self._broken = exc
+        return found
+
+    def _walk(self, data: bytes | bytearray, found: list[Walked]) -> None:
         base = self._fed - len(self._rest)
         self._fed += len(data)
         view = memoryview(self._rest + data if self._rest else data)
-        at, found = 0, []
+        at = 0
         while True:
             if self._current is not None and not self._current.left and not self._skip:
                 found.append(self._finished(self._current))
@@ -81,10 +95,11 @@ class Walker:
                 break
             at += taken
         self._rest = bytes(view[at:])
-        return found
 
     def finish(self) -> None:
         """Raise Mangled unless all datapoints have come, and nothing else."""
+        if self._broken is not None:
+            raise self._broken
         if self._next_key != self._keys.stop or self.tail:
             raise Mangled(f"{self._named()}: missing or cut short")
 
