@@ -70,7 +70,10 @@ class Storage:
             with translated(), _in_time(self._tuning.allowance(body.size)):
                 stream = _Stream(body, self._tuning.chunk, reached)
                 request = httpx.Request("PUT", url, headers=headers, stream=stream, extensions=extensions)
-                response = await self._pool.send(request)
+                try:
+                    response = await self._pool.send(request)
+                finally:
+                    stream.let_go()
             if response.status_code != 200:
                 raise _refusal(response.status_code, response.content)
             if "ETag" not in response.headers:
@@ -112,15 +115,21 @@ class _Stream(httpx.AsyncByteStream):
     """The body of a request. Not a generator: httpx leaves those behind when a request is cancelled."""
 
     def __init__(self, body: Body, chunk: int, reached: Callable[[int], None]) -> None:
-        self._body = body
+        self._body: Body | None = body
         self._chunk = chunk
         self._reached = reached
         self._at = 0
+
+    def let_go(self) -> None:
+        """Forget the body: httpx has its answers refer to themselves, and so to all they came from."""
+        self._body = None
 
     def __aiter__(self) -> _Stream:
         return self
 
     async def __anext__(self) -> bytes:
+        if self._body is None:
+            raise StopAsyncIteration
         self._reached(self._at)
         size = min(self._chunk, self._body.size - self._at)
         if not size:

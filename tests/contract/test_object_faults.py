@@ -88,11 +88,13 @@ def once(fault: Fault) -> Fault:
 
 @pytest.mark.parametrize("fault", RANGE_FAULTS, ids=name)
 async def test_a_range_survives_one_fault(bench: Bench, fault: Fault) -> None:
+    before = bench.counters.get("s3.retry")
     bench.proxy.add(once(fault))
     with trio.fail_after(SETTINGS.io_timeout + SLACK):
         assert await bench.store.get_range(KEY, SPAN, len(BODY)) == BODY[SPAN.start : SPAN.stop]
-    assert bench.counters.get("s3.retry") == 1
-    assert bench.proxy.requests("GET", KEY) == 2
+    retried = bench.counters.get("s3.retry") - before
+    assert retried >= 1  # once, unless this machine stood still for as long as an attempt may take
+    assert bench.proxy.requests("GET", KEY) == 1 + retried
 
 
 async def test_a_whole_object_survives_one_fault(bench: Bench) -> None:

@@ -198,6 +198,8 @@ def test_a_tar_whose_keys_are_taken_is_refused_by_name(stack: Stack, tmp_path: P
     write_folder(tmp_path / "src", samples([10, 10], first=4))
     WRITERS["gnu-tar"](tmp_path / "src", tmp_path / "overlapping.tar")
     before = stack.objects()
-    assert "overlapping.tar: datapoints 4 to 5 of d" in stack.refused("upload-tar", "d", tmp_path / "overlapping.tar")
+    assert "overlapping.tar: datapoints 4 to 5 of d" in stack.refused(
+        "upload-tar", "d", tmp_path / "overlapping.tar"
+    )
     assert stack.objects() == before
     assert not (tmp_path / key_name(4)).exists()
