@@ -12,6 +12,7 @@ import typer
 import datas3tfs
 from datas3tfs.cli import output
 from datas3tfs.cli.context import JsonFlag, settings
+from datas3tfs.cli.keys import credentials
 from datas3tfs.cli.running import run
 from datas3tfs.config import Settings, read_private
 from datas3tfs.core.names import KEY_LIMIT
@@ -93,6 +94,9 @@ def list_buckets(ctx: typer.Context, as_json: JsonFlag = False) -> None:
 
     found = run(lambda: _ask(settings(ctx), lambda client: client.buckets()))
     output.print_table([_bucket_record(bucket) for bucket in found], _BUCKETS, as_json=as_json)
+
+
+bucket_app.command("credentials")(credentials)
 
 
 @dataset_app.command("add")

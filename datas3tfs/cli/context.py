@@ -16,6 +16,7 @@ import typer
 from datas3tfs import config
 from datas3tfs.errors import Invalid
 
+Mountpoint = Annotated[Path, typer.Argument(help="The directory.", metavar="MOUNTPOINT")]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 

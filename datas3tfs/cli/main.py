@@ -1,6 +1,7 @@
 """The command line: global options, the commands by name, and what an error looks like.
 
-Each command lives in a module of its own and is registered here. Exit codes: 0 done, 1 failed, 2 wrong
+Each command lives in a module of its own, named here, and loaded when it is asked for: all of them together
+take a second. Exit codes: 0 done, 1 failed, 2 wrong
 usage, 128 + n stopped by signal n. An error is one line on stderr; `--debug` adds the traceback.
 """
 
@@ -9,22 +10,69 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from importlib import import_module
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
+from typer.main import get_group
 
 from datas3tfs import __version__
-from datas3tfs.cli import catalog, compaction, data, journal, keys, local, mount, mounted, serve, token
 from datas3tfs.cli.context import Globals
-from datas3tfs.cli.keygen import keygen
 from datas3tfs.core.names import printable
 from datas3tfs.errors import Datas3tError
 
 _PROGRAM = "datas3tfs"
 _LINE = 2000  # characters of an error at most
 
+_COMMANDS = {  # in the order that --help shows
+    "local": "local:app",
+    "mount": "mount:mount",
+    "umount": "mounted:umount",
+    "flush": "mounted:flush",
+    "stats": "mounted:stats",
+    "journal": "journal:app",
+    "migrate": "catalog:migrate",
+    "keygen": "keygen:keygen",
+    "rekey": "keys:rekey",
+    "bucket": "catalog:bucket_app",
+    "dataset": "catalog:dataset_app",
+    "datarange": "catalog:datarange_app",
+    "ingest": "data:ingest",
+    "upload-tar": "data:upload_tar",
+    "download-tar": "data:download_tar",
+    "verify": "data:verify",
+    "aggregate": "compaction:aggregate",
+    "optimize": "compaction:optimize",
+    "serve": "serve:serve",
+    "token": "token:app",
+}
+
+
+class _Commands(TyperGroup):
+    """The commands, each loaded when it is asked for."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Return their names."""
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Return the command of a name, None if there is none."""
+        module, _, attribute = _COMMANDS.get(cmd_name, "").partition(":")
+        if not module:
+            return None
+        found = getattr(import_module(f"datas3tfs.cli.{module}"), attribute)
+        holder = typer.Typer(add_completion=False, rich_markup_mode=None)
+        if isinstance(found, typer.Typer):
+            holder.add_typer(found, name=cmd_name)
+        else:
+            holder.command(cmd_name)(found)
+        return get_group(holder).get_command(ctx, cmd_name)
+
+
 app = typer.Typer(
+    cls=_Commands,
     name=_PROGRAM,
     help="Millions of small numbered files on S3, as a directory.",
     invoke_without_command=True,
@@ -32,27 +80,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-app.add_typer(local.app, name="local")
-app.command()(mount.mount)
-app.command()(mounted.umount)
-app.command()(mounted.flush)
-app.command()(mounted.stats)
-app.add_typer(journal.app, name="journal")
-app.command()(catalog.migrate)
-app.command()(keygen)
-app.command()(keys.rekey)
-catalog.bucket_app.command()(keys.credentials)
-app.add_typer(catalog.bucket_app, name="bucket")
-app.add_typer(catalog.dataset_app, name="dataset")
-app.add_typer(catalog.datarange_app, name="datarange")
-app.command()(data.ingest)
-app.command()(data.upload_tar)
-app.command()(data.download_tar)
-app.command()(data.verify)
-app.command()(compaction.aggregate)
-app.command()(compaction.optimize)
-app.command()(serve.serve)
-app.add_typer(token.app, name="token")
 
 _debug = False  # how `fail` shows an error; set once, by the global option
 

@@ -13,12 +13,11 @@ from datas3tfs import config
 from datas3tfs.app.daemon import Readiness, daemonize
 from datas3tfs.app.mount import MountOptions, serve_mount
 from datas3tfs.app.mountpoint import prepare
-from datas3tfs.cli.context import log_to, settings
+from datas3tfs.cli.context import Mountpoint, log_to, settings
 from datas3tfs.cli.running import run
 from datas3tfs.errors import Invalid
 from datas3tfs.fs.attributes import Ownership
 
-Mountpoint = Annotated[Path, typer.Argument(help="The directory.", metavar="MOUNTPOINT")]
 Uid = Annotated[
     int | None, typer.Option(min=0, max=2**32 - 2, help="Whom files belong to.", show_default="you")
 ]

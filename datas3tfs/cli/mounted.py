@@ -11,11 +11,9 @@ from typing import Annotated, Any
 
 import typer
 
-from datas3tfs.app.journals import examine
 from datas3tfs.app.mountpoint import mounted_at, require_ours, unmount
 from datas3tfs.cli import output
-from datas3tfs.cli.context import JsonFlag
-from datas3tfs.cli.mount import Mountpoint
+from datas3tfs.cli.context import JsonFlag, Mountpoint
 from datas3tfs.core.sizes import format_size
 from datas3tfs.errors import Datas3tError, Unavailable
 from datas3tfs.fs.xattrs import FLUSH, STATS
@@ -129,6 +127,8 @@ def _birth(pid: int) -> str | None:
 
 def _check_journal(found: dict[str, Any]) -> None:
     """Raise Unavailable if the daemon has left datapoints in its journal."""
+    from datas3tfs.app.journals import examine
+
     directory = (found.get("journal") or {}).get("directory")
     if directory is None:
         return
