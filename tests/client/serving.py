@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
-import sys
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.harness.mounts import ROOT, Stack
+from tests.harness import launcher
+from tests.harness.mounts import Stack, until
 from tests.harness.s3 import free_port
 
 _READY_LIMIT = 30.0  # seconds
@@ -25,7 +25,7 @@ class Serve:
     words: tuple[str, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict)
     port: int = field(default_factory=free_port)
-    _process: subprocess.Popen[str] | None = None
+    _process: launcher.Launched | None = None
 
     @property
     def url(self) -> str:
@@ -45,24 +45,17 @@ class Serve:
 
     def start(self) -> None:
         """Start it and wait until it answers."""
-        with self.log_file.open("a") as log:
-            process = subprocess.Popen(
-                ["setpriv", "--pdeathsig", "KILL", sys.executable, "-m", "datas3tfs", "serve",
-                 "--addr", f"127.0.0.1:{self.port}", *self.words],
-                env=self.stack.environ | dict(self.env),
-                cwd=ROOT,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-            )  # fmt: skip
-        self._process = process
-        timer = threading.Timer(_READY_LIMIT, process.kill)
-        timer.start()
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        timer.cancel()
-        assert self.url in line, f"{line!r}; {self.log_file.read_text()[-3000:]}"
+        told = self.log_file.with_suffix(".url")
+        words = ["serve", "--addr", f"127.0.0.1:{self.port}", *self.words]
+        with self.log_file.open("ab") as log, told.open("wb") as out:
+            environ = self.stack.environ | dict(self.env)
+            process = self._process = launcher.start(words, environ, out, log, signal.SIGKILL)
+
+        def is_ready() -> bool:
+            assert process.poll() is None, self.log_file.read_text()[-3000:]
+            return self.url in told.read_text()
+
+        until(is_ready, _READY_LIMIT, "serving")
 
     def kill(self) -> None:
         """End it at once (SIGKILL)."""
@@ -85,9 +78,6 @@ class Serve:
             process.kill()
             process.wait()
             raise
-        finally:
-            if process.stdout is not None:
-                process.stdout.close()
 
     def close(self) -> None:
         """End it, however it is."""

@@ -426,7 +426,7 @@ def test_neither_ps_nor_the_most_talkative_log_shows_a_secret(
     stack.register("d", endpoint=proxy.endpoint)
     stack.ingest("d", write_folder(tmp_path / "src", samples([1000] * 5)))
     talkative = {"DATAS3TFS_LOG_LEVEL": "debug"}
-    with stack.mount(env=talkative, io_timeout=2) as opened:
+    with stack.mount(env=talkative, io_timeout=2, fresh=True) as opened:
         shown = Path(f"/proc/{opened.pid}/cmdline").read_bytes().decode()
         assert "mount" in shown
         assert (opened.path / "d" / key_name(0)).read_bytes() == noise(1000, 0)

@@ -15,7 +15,6 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from tests.e2e.writing import flush, next_number, state
-from tests.harness.forked import Forge, open_forge
 from tests.harness.mounts import Mount, Stack
 from tests.harness.posix_model import WritingMachine
 
@@ -25,14 +24,14 @@ T = TypeVar("T")
 class Daemon:
     """A mount that comes back."""
 
-    def __init__(self, forge: Forge, path: Path) -> None:
-        self._forge = forge
+    def __init__(self, stack: Stack, path: Path) -> None:
+        self._stack = stack
         self._path = path
         self.mount = self._begin()
 
     def _begin(self) -> Mount:
         # As long as a run lasts: what has been closed for more than a second is taken along by any commit.
-        mount = self._forge.mount(self._path, "--batch-age", "3600")
+        mount = self._stack.begin_mount(self._path, "--batch-age", "3600")
         mount.wait_ready(time.monotonic() + 30)
         return mount
 
@@ -49,12 +48,11 @@ class Daemon:
 @contextmanager
 def open_daemon(stack: Stack) -> Iterator[Daemon]:
     """Mount; in the end unmount."""
-    with open_forge(stack.environ, stack.home) as forge:
-        daemon = Daemon(forge, stack.new_mountpoint())
-        try:
-            yield daemon
-        finally:
-            daemon.mount.close()
+    daemon = Daemon(stack, stack.new_mountpoint())
+    try:
+        yield daemon
+    finally:
+        daemon.mount.close()
 
 
 class Mounted:

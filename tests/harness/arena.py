@@ -31,7 +31,6 @@ from datas3tfs.journal.store import open_journal
 from datas3tfs.objects.settings import S3Settings
 from datas3tfs.objects.stores import open_stores
 from tests.harness.crashpoints import Trigger
-from tests.harness.forked import Forge, open_forge
 from tests.harness.manifest import Promise
 from tests.harness.mounts import ROOT, Mount, Stack, unmount_lazily, until
 from tests.harness.pgproxy import PgProxy, running_pgproxy
@@ -48,13 +47,16 @@ class Seat:
     journal: Path
     postgres: PgProxy
     trigger: Trigger  # is told of its SQL
-    forge: Forge
     options: Sequence[str]
+    stack: Stack
+    environ: Mapping[str, str]
     mount: Mount = field(init=False)
 
     def begin(self) -> Mount:
         """Start a daemon; do not wait until it is mounted."""
-        self.mount = self.forge.mount(self.path, "--journal-dir", str(self.journal), *self.options)
+        self.mount = self.stack.begin_mount(
+            self.path, "--journal-dir", str(self.journal), *self.options, env=self.environ
+        )
         return self.mount
 
     def start(self) -> Mount:
@@ -94,9 +96,8 @@ def open_seat(
         postgres = opened.enter_context(running_pgproxy(stack.db_url))
         trigger = Trigger()
         postgres.witness = trigger.on_sql
-        environ = stack.environ | {"DATAS3TFS_DB_URL": postgres.url} | dict(env or {})
-        forge = opened.enter_context(open_forge(environ, home))
-        seat = Seat(path, home / f"journal-{path.name}", postgres, trigger, forge, options)
+        environ = {"DATAS3TFS_DB_URL": postgres.url} | dict(env or {})
+        seat = Seat(path, home / f"journal-{path.name}", postgres, trigger, options, stack, environ)
 
         def end() -> None:
             with suppress(AttributeError):  # nothing was ever mounted

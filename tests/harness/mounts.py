@@ -1,4 +1,4 @@
-"""A whole product to test: a database, a bucket, the command line as subprocesses, and real mounts.
+"""A whole product to test: a database, a bucket, commands as processes (launcher.py), and real mounts.
 
 Not for faults themselves (faultproxy.py) nor for servers (postgres.py, s3.py). The fixtures are in
 tests/e2e/conftest.py. A stuck FUSE request cannot be killed, so nothing here waits without a limit:
@@ -17,6 +17,7 @@ import secrets
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
@@ -34,10 +35,11 @@ from datas3tfs.core.model import Datarange, Dataset
 from datas3tfs.engine.writer import Writer
 from datas3tfs.objects.settings import S3Settings
 from datas3tfs.objects.stores import open_stores
+from tests.harness import launcher
 from tests.harness.postgres import PostgresServer
 from tests.harness.s3 import S3Server
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = launcher.ROOT
 BUCKET = "main"  # the name under which a stack's bucket is registered
 
 _COMMAND_LIMIT = 120.0  # seconds for any command but a mount
@@ -117,21 +119,6 @@ def refusal(done: subprocess.CompletedProcess[str], code: int = 1) -> str:
     return lines[0].removeprefix("datas3tfs: error: ")
 
 
-_RUN_EACH = """
-import gc, json, os, sys
-from datas3tfs.cli.main import main
-gc.freeze()  # or every child would copy the memory it looks through
-for line in sys.stdin:
-    if (child := os.fork()) == 0:
-        for number, name in enumerate(sys.argv[1:], 1):
-            os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), number)
-        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        sys.argv = ["datas3tfs", *json.loads(line)]
-        main()
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-"""
-
-
 class Process(Protocol):
     """A daemon: what subprocess.Popen has, and others may."""
 
@@ -144,7 +131,7 @@ class Process(Protocol):
 
 
 class Mount:
-    """A mount and its daemon, a subprocess in the foreground."""
+    """A mount and its daemon, a process in the foreground."""
 
     def __init__(self, path: Path, process: Process, log: Path) -> None:
         self.path = path
@@ -330,17 +317,17 @@ class Stack:
         self, *words: str | Path, env: Mapping[str, str] | None = None, check: bool = True
     ) -> subprocess.CompletedProcess[str]:
         """Run `datas3tfs` with *words* as a user would; fails unless it exits with 0, if *check*."""
-        done = subprocess.run(
-            [sys.executable, "-m", "datas3tfs", *map(str, words)],
-            env=self.environ | dict(env or {}),
-            cwd=ROOT,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=_COMMAND_LIMIT,
-            check=False,
-        )
-        assert not check or done.returncode == 0, f"{words} failed with {done.returncode}: {done.stderr}"
+        environ = self.environ | dict(env or {})
+        with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+            process = launcher.start([*map(str, words)], environ, out, err)
+            try:
+                code = process.wait(_COMMAND_LIMIT)
+            except BaseException:
+                process.kill()
+                raise
+            shown = [(file.seek(0), file.read().decode())[1] for file in (out, err)]
+        done = subprocess.CompletedProcess([*map(str, words)], code, *shown)
+        assert not check or code == 0, f"{words} failed with {code}: {done.stderr}"
         return done
 
     def json(self, *words: str | Path) -> Any:
@@ -352,32 +339,8 @@ class Stack:
         return refusal(self.run(*words, check=False), code)
 
     def run_each(self, commands: Iterable[Sequence[str | Path]]) -> list[subprocess.CompletedProcess[str]]:
-        """Run many commands, each in a process forked from one that has the program loaded already.
-
-        Loading it takes a second, and nearly all the time of a command that is refused.
-        """
-        out, err = self.home / "each.out", self.home / "each.err"
-        done: list[subprocess.CompletedProcess[str]] = []
-        with subprocess.Popen(
-            [sys.executable, "-c", _RUN_EACH, str(out), str(err)],
-            env=self.environ | {"OPENBLAS_NUM_THREADS": "1"},  # numpy's threads would not survive a fork
-            cwd=ROOT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        ) as runner:
-            assert runner.stdin is not None
-            assert runner.stdout is not None
-            timer = threading.Timer(_COMMAND_LIMIT, runner.kill)
-            timer.start()
-            for command in commands:
-                words = [*map(str, command)]
-                print(json.dumps(words), file=runner.stdin, flush=True)
-                code = int(runner.stdout.readline())
-                done.append(subprocess.CompletedProcess(words, code, out.read_text(), err.read_text()))
-            timer.cancel()
-            runner.stdin.close()
-        return done
+        """Run commands, one after the other, however each ends."""
+        return [self.run(*words, check=False) for words in commands]
 
     def sql(self, script: str) -> str:
         """Run *script* on the stack's database; return what it prints."""
@@ -408,6 +371,32 @@ class Stack:
         path.mkdir()
         return path
 
+    def begin_mount(
+        self,
+        path: Path,
+        *options: str,
+        env: Mapping[str, str] | None = None,
+        prefix: Sequence[str] = (),
+        fresh: bool = False,
+    ) -> Mount:
+        """Begin to mount at *path*; `wait_ready` must follow. *prefix* is a command to run it under; then,
+        or if *fresh*, its process is one that has loaded the program itself."""
+        log = self.home / f"{path.name}-{secrets.token_hex(4)}.log"
+        words, environ = ["mount", str(path), *options], self.environ | dict(env or {})
+        with log.open("wb") as stream:
+            if not prefix and not fresh:
+                return Mount(path, launcher.start(words, environ, stream, stream), log)
+            process = subprocess.Popen(
+                # The kernel asks the daemon to end when this process dies, however it dies.
+                ["setpriv", "--pdeathsig", "TERM", *prefix, sys.executable, "-m", "datas3tfs", *words],
+                env=environ,
+                cwd=ROOT,
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=stream,
+            )
+        return Mount(path, process, log)
+
     @contextmanager
     def mount(
         self,
@@ -419,30 +408,19 @@ class Stack:
         write: bool = False,
         env: Mapping[str, str] | None = None,
         prefix: Sequence[str] = (),
+        fresh: bool = False,
     ) -> Iterator[Mount]:
         """Mount with the options *words*, read-only unless *write*; *cold* gives it a cache directory of its
         own, empty. The journal's is derived from *path*, as for users.
 
-        Leaving fails unless all is gone. *prefix* is a command to run it under.
+        Leaving fails unless all is gone. For the rest see `begin_mount`.
         """
         path = path or self.new_mountpoint()
         options = [*words] if write else [*words, "--read-only"]
         options += ["--dataset", dataset] if dataset else []
         options += ["--io-timeout", f"{io_timeout:g}"] if io_timeout else []
         options += ["--cache-dir", str(self.home / f"cache-{secrets.token_hex(4)}")] if cold else []
-        log = self.home / f"{path.name}-{secrets.token_hex(4)}.log"
-        with log.open("wb") as stream:
-            process = subprocess.Popen(
-                # The kernel asks the daemon to end when this process dies, however it dies.
-                ["setpriv", "--pdeathsig", "TERM", *prefix, sys.executable, "-m", "datas3tfs", "mount",
-                 str(path), *options],
-                env=self.environ | dict(env or {}),
-                cwd=ROOT,
-                stdin=subprocess.DEVNULL,
-                stdout=stream,
-                stderr=stream,
-            )  # fmt: skip
-        mount = Mount(path, process, log)
+        mount = self.begin_mount(path, *options, env=env, prefix=prefix, fresh=fresh)
         try:
             mount.wait_ready(time.monotonic() + _READY_LIMIT)
             yield mount

@@ -9,20 +9,19 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import select
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 
+from tests.harness import launcher
 from tests.harness.api import Api
-from tests.harness.mounts import ROOT, Stack
+from tests.harness.mounts import Process, Stack
 
 _READY_LIMIT = 30.0
 _END_LIMIT = 45.0  # more than what it gives to requests that run
@@ -33,7 +32,7 @@ class Server:
     """A server that answers."""
 
     url: str
-    process: subprocess.Popen[str]
+    process: Process
     log_file: Path
     stack: Stack
 
@@ -115,47 +114,33 @@ def serving(
     *words: str,
     addr: str = "127.0.0.1:0",
     env: Mapping[str, str] | None = None,
-    prefix: Sequence[str] = (),
 ) -> Iterator[Server]:
     """Run `datas3tfs serve` with *words* on a stack."""
     log = stack.home / f"serve-{secrets.token_hex(4)}.log"
-    command = [*prefix, sys.executable, "-m", "datas3tfs", "serve", "--addr", addr, *words]
-    with log.open("wb") as stream:
-        process = subprocess.Popen(
-            ["setpriv", "--pdeathsig", "KILL", *command],
-            env=stack.environ | dict(env or {}),
-            cwd=ROOT,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=stream,
-            text=True,
-        )
-    assert process.stdout is not None
+    told, environ = log.with_suffix(".url"), stack.environ | dict(env or {})
+    with log.open("wb") as stderr, told.open("wb") as stdout:
+        process = launcher.start(["serve", "--addr", addr, *words], environ, stdout, stderr, signal.SIGKILL)
     server = Server("", process, log, stack)
     try:
-        server.url = _url(server)
+        server.url = _url(server, told)
         yield server
     except BaseException as exc:
         exc.add_note(f"log of the server:\n{server.log[-4000:]}")
         with suppress(AssertionError):  # the first failure is the one to report
             server.close()
         raise
-    finally:
-        process.stdout.close()
     server.close()
 
 
-def _url(server: Server) -> str:
+def _url(server: Server, told: Path) -> str:
     """Wait for the line with the URL."""
-    assert server.process.stdout is not None
-    pipe, line, deadline = server.process.stdout.fileno(), b"", time.monotonic() + _READY_LIMIT
-    while not line.endswith(b"\n"):
+    deadline = time.monotonic() + _READY_LIMIT
+    while not (line := told.read_text()).endswith("\n"):
+        code = server.process.poll()
+        assert code is None, f"it has ended with {code}:\n{server.log}"
         assert time.monotonic() < deadline, f"not ready in time:\n{server.log}"
-        if select.select([pipe], [], [], 0.5)[0]:
-            got = os.read(pipe, 4096)
-            assert got, f"it has ended with {server.process.wait()}:\n{server.log}"
-            line += got
-    return line.decode().strip()
+        time.sleep(0.01)
+    return line.strip()
 
 
 def token_of(stack: Stack, name: str, *words: str) -> str:
