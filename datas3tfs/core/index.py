@@ -36,6 +36,7 @@ _SECOND = 1_000_000_000
 _SIZE_MASK = (1 << 48) - 1
 
 Column = np.ndarray[tuple[int], np.dtype[Any]]
+Places = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +148,12 @@ class Index:
             self.mtimes_ns(slot, 1)[0],
             int(self._tail.crcs[slot]) if self._tail.crcs is not None else None,
         )
+
+    def places(self, slot: int, count: int) -> tuple[Places, Places, Places]:
+        """Return (offsets of the first header block, header blocks, content sizes) of *count* datapoints."""
+        start = HEADER_SIZE + RECORD_SIZE * slot
+        pairs = np.frombuffer(self._buffer, ">u8", 2 * count, start).astype(np.int64)
+        return pairs[::2], pairs[1::2] >> 48, pairs[1::2] & _SIZE_MASK
 
     def extension(self, slot: int) -> str:
         """Return the extension of the datapoint in *slot*."""

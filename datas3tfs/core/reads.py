@@ -80,16 +80,12 @@ def cut(index: Index, span: Span, limit: int) -> list[Span]:
     return stretches
 
 
-def pieces_in(index: Index, span: Span) -> Iterator[tuple[int, Entry, Piece]]:
-    """Yield (slot, entry, piece) of all pieces that lie wholly in *span*, in order."""
-    for slot in range(index.slot_at(span.start), index.count):
-        entry = index.entry(slot)
-        if entry.header.start >= span.stop:
+def pieces_of(entry: Entry, span: Span) -> Iterator[Piece]:
+    """Yield the pieces of *entry* that lie wholly in *span*, in order."""
+    first = max(0, (span.start - entry.content.start) // CHUNK) if entry.size > CHUNK else 0
+    for number in range(first, piece_count(entry)):
+        found = piece(entry, number)
+        if found.span.stop > span.stop:
             return
-        first = max(0, (span.start - entry.content.start) // CHUNK) if entry.size > CHUNK else 0
-        for number in range(first, piece_count(entry)):
-            found = piece(entry, number)
-            if found.span.stop > span.stop:
-                return
-            if span.covers(found.span):
-                yield slot, entry, found
+        if span.covers(found.span):
+            yield found

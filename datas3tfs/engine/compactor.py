@@ -22,6 +22,7 @@ from itertools import accumulate
 import trio
 
 from datas3tfs.core import tar
+from datas3tfs.core.checking import check_piece
 from datas3tfs.core.compaction import CopiedPart, Fragment, MergedPart, MergePlan, check_sources, plan_merge
 from datas3tfs.core.index import HAS_CRC, Index, open_index
 from datas3tfs.core.indexbuild import merge_indices
@@ -29,7 +30,6 @@ from datas3tfs.core.indexfile import encode_index_file
 from datas3tfs.core.model import BucketId, Datarange, Overlap, Upload, UploadIntent
 from datas3tfs.core.reads import piece, piece_at
 from datas3tfs.core.spans import Span
-from datas3tfs.engine.check import check_piece
 from datas3tfs.engine.indices import Indices
 from datas3tfs.engine.inspection import scan_object
 from datas3tfs.engine.nurseries import side_by_side

@@ -12,11 +12,11 @@ from typing import TypeVar
 
 import trio
 
+from datas3tfs.core.checking import check_header, check_piece
 from datas3tfs.core.counters import Counters
 from datas3tfs.core.reads import Piece, piece, plan_read
 from datas3tfs.core.spans import Span
 from datas3tfs.engine.blocks import BlockPool, ObjectRef
-from datas3tfs.engine.check import check_header, check_piece
 from datas3tfs.engine.prefetcher import Prefetcher
 from datas3tfs.engine.tree import OpenDatapoint, Tree
 from datas3tfs.errors import Corrupt, NotFound, Unavailable

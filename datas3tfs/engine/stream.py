@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from functools import partial
 
 from datas3tfs.core import tar
+from datas3tfs.core.checking import find_problems
 from datas3tfs.core.index import Index
 from datas3tfs.core.model import Datarange
-from datas3tfs.core.reads import cut, piece_start, piece_stop, pieces_in
+from datas3tfs.core.reads import cut, piece_start, piece_stop
 from datas3tfs.core.spans import Span
-from datas3tfs.engine.check import check_piece
 from datas3tfs.engine.ordered import open_ordered
 from datas3tfs.errors import Corrupt
 from datas3tfs.ports import ObjectStore
@@ -105,19 +105,8 @@ async def _fetched(store: ObjectStore, number: int, section: Section, span: Span
     datarange = section.datarange
     for attempt in range(1, _ATTEMPTS + 1):
         data = await store.get_range(datarange.data_key, span, datarange.size)
-        stretch = Stretch(number, span, data, _problems_in(section.index, span, data))
-        if not stretch.problems or attempt == _ATTEMPTS:
+        problems = find_problems(section.index, span, data)
+        if not problems or attempt == _ATTEMPTS:
             break
-    return stretch
-
-
-def _problems_in(index: Index, span: Span, data: bytes) -> list[tuple[int, str]]:
-    view = memoryview(data)
-    problems: list[tuple[int, str]] = []
-    for slot, entry, piece in pieces_in(index, span):
-        part = piece.span.shifted(-span.start)
-        try:
-            check_piece(index, slot, entry, piece, view[part.start : part.stop])
-        except Corrupt as exc:
-            problems.append((entry.key, str(exc)))
-    return problems
+    first = section.index.first
+    return Stretch(number, span, data, [(first + one.slot, one.text) for one in problems])

@@ -15,7 +15,7 @@ from datas3tfs.core.inodes import ROOT, DatapointNode, DatasetNode, EntryNode, I
 from datas3tfs.core.journalrecords import EntryId
 from datas3tfs.core.model import DatasetId
 from datas3tfs.core.prefetch import PrefetchLimits, PrefetchPlanner
-from datas3tfs.core.reads import cut, piece, piece_count, pieces_in, plan_read
+from datas3tfs.core.reads import cut, piece, piece_count, pieces_of, plan_read
 from datas3tfs.core.spans import Span
 from datas3tfs.core.tar import padded
 from datas3tfs.errors import Invalid
@@ -84,7 +84,12 @@ def test_cutting_a_span_never_cuts_a_piece(contents: list[int], data: st.DataObj
 def test_all_pieces_of_an_object_are_seen_once(contents: list[int]) -> None:
     index = index_of(contents)
     stretches = cut(index, Span(0, index.object_size), 100_000)
-    seen = [(slot, p.number) for stretch in stretches for slot, _, p in pieces_in(index, stretch)]
+    seen = [
+        (slot, one.number)
+        for stretch in stretches
+        for slot in range(index.count)
+        for one in pieces_of(index.entry(slot), stretch)
+    ]
     expected = [(s, n) for s in range(index.count) for n in range(piece_count(index.entry(s)))]
     assert seen == expected
 
