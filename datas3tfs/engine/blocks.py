@@ -3,7 +3,8 @@
 An extent is what one range request brings; it is in the pool from the moment it is asked for, so two
 readers never fetch the same bytes, and a reader waits for a prefetch under way. Fetches run in the
 pool's nursery: a reader that gives up does not take the bytes away from the others.
-Extents are never cut inside a piece (core/reads.py), which is what readers ask for.
+Extents are never cut inside a piece (core/reads.py), which is what readers ask for; all pieces of an
+extent are checked at once when it has come, the many of a large one in a worker thread.
 """
 
 from __future__ import annotations
@@ -17,38 +18,45 @@ from dataclasses import dataclass, field
 
 import trio
 
+from datas3tfs.core.checking import find_problems
 from datas3tfs.core.counters import Counters
 from datas3tfs.core.extents import Extents
+from datas3tfs.core.index import Index
 from datas3tfs.core.model import BucketId
 from datas3tfs.core.spans import Span
 from datas3tfs.engine.nurseries import background_nursery
-from datas3tfs.errors import Datas3tError, Unavailable
+from datas3tfs.errors import Corrupt, Datas3tError, Unavailable
 from datas3tfs.ports import Stores
 
 log = logging.getLogger(__name__)
 
 # A free stretch shorter than this holds no header block: it is the padding between two extents.
 _PADDING = 512
+_AT_ONCE = 512 * 1024  # bytes checked on the event loop: 0.1 ms, as long as a thread takes to be woken
 
 
 @dataclass(frozen=True, slots=True)
 class ObjectRef:
-    """A TAR object, as far as fetching goes."""
+    """A TAR object, as far as fetching goes, and what it should hold."""
 
     bucket_id: BucketId
     key: str
     size: int
+    index: Index = field(compare=False, repr=False)
 
 
 @dataclass(slots=True)
 class Extent:
-    """The bytes of one range request: on their way, then *data* or *error*."""
+    """The bytes of one range request: on their way, then *data* or *error*.
+
+    *problems* tells of the pieces that are not right, by where they begin."""
 
     ref: ObjectRef
     span: Span
     serial: int
     done: trio.Event = field(default_factory=trio.Event)
     data: bytes | None = None
+    problems: dict[int, str] = field(default_factory=dict)
     error: Datas3tError | None = None
 
 
@@ -71,9 +79,13 @@ class BlockPool:
         """Bytes held or on their way."""
         return self._used
 
-    async def get(self, ref: ObjectRef, span: Span) -> tuple[int, memoryview]:
-        """Return (serial of the extent, the bytes *span*). Raises what the store raises."""
-        return await self.wait(self.ask(ref, span), span)
+    async def get(self, ref: ObjectRef, span: Span) -> memoryview:
+        """Return the bytes *span*, a piece, which is right. Raises Corrupt, and what the store raises."""
+        extent = self.ask(ref, span)
+        data = await self.wait(extent, span)
+        if (problem := extent.problems.get(span.start)) is not None:
+            raise Corrupt(problem)
+        return data
 
     def ask(self, ref: ObjectRef, span: Span, *, keep: bool = True) -> Extent:
         """Return the extent with the bytes *span*; fetch it if it is not there. Unless *keep*, what
@@ -85,15 +97,15 @@ class BlockPool:
         self._counters.add("read.wait" if extent.data is None else "read.hit")
         return extent
 
-    async def wait(self, extent: Extent, span: Span) -> tuple[int, memoryview]:
-        """Wait for an extent; return (its serial, the bytes *span*). Raises what the store raises."""
+    async def wait(self, extent: Extent, span: Span) -> memoryview:
+        """Wait for an extent; return the bytes *span*, right or not. Raises what the store raises."""
         await extent.done.wait()
         if extent.error is not None:
             raise type(extent.error)(*extent.error.args) from extent.error
         assert extent.data is not None
         if extent.serial in self._recent:
             self._recent.move_to_end(extent.serial)
-        return extent.serial, memoryview(extent.data)[span.start - extent.span.start :][: span.length]
+        return memoryview(extent.data)[span.start - extent.span.start :][: span.length]
 
     def gather(self, ref: ObjectRef, span: Span) -> None:
         """Fetch what of *span* is neither here nor on its way, for a reader who wants all of it."""
@@ -152,7 +164,9 @@ class BlockPool:
     async def _fetch(self, extent: Extent) -> None:
         try:
             store = await self._stores.store(extent.ref.bucket_id)
-            extent.data = await store.get_range(extent.ref.key, extent.span, extent.ref.size)
+            data = await store.get_range(extent.ref.key, extent.span, extent.ref.size)
+            extent.problems = await self._problems_in(extent, data)
+            extent.data = data
         except Datas3tError as exc:
             extent.error = exc
         except Exception as exc:  # a bug, or input nobody thought of; it must not end the mount
@@ -166,6 +180,12 @@ class BlockPool:
                     self._remove(extent)
                 else:
                     self._recent[extent.serial] = extent
+
+    async def _problems_in(self, extent: Extent, data: bytes) -> dict[int, str]:
+        def find() -> dict[int, str]:
+            return {one.start: one.text for one in find_problems(extent.ref.index, extent.span, data)}
+
+        return await trio.to_thread.run_sync(find) if extent.span.length > _AT_ONCE else find()
 
     def _kept(self, extent: Extent) -> bool:
         found = self._objects[extent.ref].at(extent.span.start) if extent.ref in self._objects else None

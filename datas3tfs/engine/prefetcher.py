@@ -64,7 +64,7 @@ class Prefetcher:
             self._request(snapshot, datarange, index, span)
 
     def _request(self, snapshot: Snapshot, datarange: Datarange, index: Index, span: Span) -> None:
-        ref = ObjectRef(snapshot.dataset.bucket_id, datarange.data_key, datarange.size)
+        ref = ObjectRef(snapshot.dataset.bucket_id, datarange.data_key, datarange.size, index)
         for stretch in cut(index, span, _REQUEST):
             if not self._pool.request(ref, stretch):
                 return

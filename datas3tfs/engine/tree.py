@@ -31,7 +31,7 @@ _TELL_SECONDS = 10.0  # for the indices of what has replaced a datarange; until 
 
 @dataclass(slots=True)
 class OpenDatapoint:
-    """A datapoint found: where its bytes are, and what has been checked of them on this handle.
+    """A datapoint found: where its bytes are, and whether its header has been checked on this handle.
 
     Where never changes; once it is found to be somewhere else, *moved* says so."""
 
@@ -41,7 +41,6 @@ class OpenDatapoint:
     slot: int
     entry: Entry
     base: int  # linear position where its object begins
-    checked: tuple[int, int] | None = None  # (extent serial, piece number) last checked
     header_checked: bool = False
     moved: OpenDatapoint | None = None
 

@@ -237,7 +237,8 @@ async def test_a_damaged_header_in_a_kept_extent_is_fetched_again_for_the_middle
     mangled = good[:1030] + b"?" + good[1031:]
     async with open_mounted(world, limits=QUIET) as mounted:
         world.store.objects[datarange.data_key] = mangled
-        ref = ObjectRef(world.bucket_id, datarange.data_key, datarange.size)
+        index = await mounted.indices.of(world.bucket_id, datarange)
+        ref = ObjectRef(world.bucket_id, datarange.data_key, datarange.size, index)
         mounted.pool.request(ref, Span(0, 1024 + 512 + CHUNK))
         await trio.testing.wait_all_tasks_blocked()
         world.store.objects[datarange.data_key] = good
