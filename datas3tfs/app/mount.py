@@ -76,6 +76,7 @@ async def serve_mount(settings: Settings, options: MountOptions, readiness: Read
         sys.setswitchinterval(_SWITCH_INTERVAL)
         if options.journal_dir is None:
             operations = Operations(tree, reader, attributes, services.counters, stats, only)
+            pool.when_ahead = operations.pusher.offer
             following = _following(services, snapshots, tree, operations)
             await _serve(operations, following, mountpoint, options, readiness, None)
             return
@@ -93,6 +94,7 @@ async def serve_mount(settings: Settings, options: MountOptions, readiness: Read
                 only,
                 writing,
             )
+            pool.when_ahead = operations.pusher.offer
             following = _following(services, snapshots, tree, operations)
             await _serve(operations, following, mountpoint, options, readiness, written)
 
@@ -129,6 +131,7 @@ async def _following(
     async with services.catalog.reader.changes() as feed, background_nursery() as nursery:
         nursery.start_soon(snapshots.follow, feed, sender)
         nursery.start_soon(invalidate_removed, receiver, operations, tree, services.indices)
+        nursery.start_soon(operations.pusher.run)
         if isinstance(operations, ReadWriteOperations):
             nursery.start_soon(operations.refused.drop)
         yield

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from datas3tfs.core import tar
 from datas3tfs.core.checksums import CHUNK, crc32c
 from datas3tfs.core.index import Entry, Index
-from datas3tfs.core.reads import Piece, pieces_of
+from datas3tfs.core.reads import Piece, pieces_of, slots_in
 from datas3tfs.core.spans import Span
 from datas3tfs.errors import Corrupt, Invalid
 
@@ -59,7 +59,7 @@ def check_piece(index: Index, slot: int, entry: Entry, piece: Piece, data: memor
 
 def find_problems(index: Index, span: Span, data: bytes | memoryview) -> list[Problem]:
     """Check every piece that lies wholly in *span* of the object, whose bytes are *data*; in order."""
-    view, slots = memoryview(data), _slots_in(index, span)
+    view, slots = memoryview(data), slots_in(index, span)
     right = set() if slots.length < _FEW else _right_slots(index, slots, span.start, view)
     problems = []
     for slot in range(slots.start, slots.stop):
@@ -73,12 +73,6 @@ def find_problems(index: Index, span: Span, data: bytes | memoryview) -> list[Pr
             except Corrupt as exc:
                 problems.append(Problem(slot, one.number, one.span.start, str(exc)))
     return problems
-
-
-def _slots_in(index: Index, span: Span) -> Span:
-    """Return the slots with any byte in *span*."""
-    first = index.slot_at(span.start)
-    return Span(first, max(first, index.slot_at(span.last) + 1)) if span else Span(first, first)
 
 
 def _right_slots(index: Index, slots: Span, start: int, view: memoryview) -> set[int]:

@@ -80,6 +80,12 @@ def cut(index: Index, span: Span, limit: int) -> list[Span]:
     return stretches
 
 
+def slots_in(index: Index, span: Span) -> Span:
+    """Return the slots with any byte in *span*."""
+    first = index.slot_at(span.start)
+    return Span(first, max(first, index.slot_at(span.last) + 1)) if span else Span(first, first)
+
+
 def pieces_of(entry: Entry, span: Span) -> Iterator[Piece]:
     """Yield the pieces of *entry* that lie wholly in *span*, in order."""
     first = max(0, (span.start - entry.content.start) // CHUNK) if entry.size > CHUNK else 0

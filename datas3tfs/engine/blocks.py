@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections import OrderedDict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -22,7 +22,7 @@ from datas3tfs.core.checking import find_problems
 from datas3tfs.core.counters import Counters
 from datas3tfs.core.extents import Extents
 from datas3tfs.core.index import Index
-from datas3tfs.core.model import BucketId
+from datas3tfs.core.model import BucketId, Datarange, Dataset, DatasetId
 from datas3tfs.core.spans import Span
 from datas3tfs.engine.nurseries import background_nursery
 from datas3tfs.errors import Corrupt, Datas3tError, Unavailable
@@ -39,10 +39,16 @@ _AT_ONCE = 512 * 1024  # bytes checked on the event loop: 0.1 ms, as long as a t
 class ObjectRef:
     """A TAR object, as far as fetching goes, and what it should hold."""
 
+    dataset_id: DatasetId = field(compare=False)
     bucket_id: BucketId
     key: str
     size: int
     index: Index = field(compare=False, repr=False)
+
+
+def object_ref(dataset: Dataset, datarange: Datarange, index: Index) -> ObjectRef:
+    """Return where the datapoints of *datarange* lie."""
+    return ObjectRef(dataset.id, dataset.bucket_id, datarange.data_key, datarange.size, index)
 
 
 @dataclass(slots=True)
@@ -54,6 +60,7 @@ class Extent:
     ref: ObjectRef
     span: Span
     serial: int
+    is_ahead: bool  # of readers
     done: trio.Event = field(default_factory=trio.Event)
     data: bytes | None = None
     problems: dict[int, str] = field(default_factory=dict)
@@ -73,6 +80,7 @@ class BlockPool:
         self._serials = itertools.count()
         self._used = 0  # bytes of all extents, those on their way included
         self._coming = 0  # bytes of those on their way
+        self.when_ahead: Callable[[Extent], None] = lambda extent: None  # hears of what has come so
 
     @property
     def used(self) -> int:
@@ -130,7 +138,7 @@ class BlockPool:
                 return False
             self._counters.add("prefetch.request")
             self._counters.add("prefetch.bytes", wanted.length)
-            self._start(ref, wanted)
+            self._start(ref, wanted, is_ahead=True)
             wanted = Span(wanted.stop, span.stop)
         return True
 
@@ -151,8 +159,8 @@ class BlockPool:
         found = self._objects[ref].at(span.start) if ref in self._objects else None
         return found[1] if found is not None and found[0].covers(span) else None
 
-    def _start(self, ref: ObjectRef, span: Span, *, keep: bool = True) -> Extent:
-        extent = Extent(ref, span, next(self._serials))
+    def _start(self, ref: ObjectRef, span: Span, *, keep: bool = True, is_ahead: bool = False) -> Extent:
+        extent = Extent(ref, span, next(self._serials), is_ahead)
         if keep and self._free(ref, span) == span:  # what lies across another cannot be kept
             self._objects.setdefault(ref, Extents()).insert(span, extent)
             self._used += span.length
@@ -180,6 +188,8 @@ class BlockPool:
                     self._remove(extent)
                 else:
                     self._recent[extent.serial] = extent
+                    if extent.is_ahead:
+                        self.when_ahead(extent)
 
     async def _problems_in(self, extent: Extent, data: bytes) -> dict[int, str]:
         def find() -> dict[int, str]:

@@ -17,7 +17,7 @@ from datas3tfs.core.model import Datarange, DatasetId
 from datas3tfs.core.prefetch import PrefetchLimits, PrefetchPlanner
 from datas3tfs.core.reads import cut
 from datas3tfs.core.spans import Span
-from datas3tfs.engine.blocks import BlockPool, ObjectRef
+from datas3tfs.engine.blocks import BlockPool, object_ref
 from datas3tfs.engine.indices import Indices
 from datas3tfs.engine.nurseries import background_nursery
 from datas3tfs.engine.snapshot import Snapshot
@@ -64,7 +64,7 @@ class Prefetcher:
             self._request(snapshot, datarange, index, span)
 
     def _request(self, snapshot: Snapshot, datarange: Datarange, index: Index, span: Span) -> None:
-        ref = ObjectRef(snapshot.dataset.bucket_id, datarange.data_key, datarange.size, index)
+        ref = object_ref(snapshot.dataset, datarange, index)
         for stretch in cut(index, span, _REQUEST):
             if not self._pool.request(ref, stretch):
                 return

@@ -14,10 +14,11 @@ from typing import TypeVar
 import trio
 
 from datas3tfs.core.checking import check_header
+from datas3tfs.core.checksums import CHUNK
 from datas3tfs.core.counters import Counters
 from datas3tfs.core.reads import Piece, piece, plan_read
 from datas3tfs.core.spans import Span
-from datas3tfs.engine.blocks import BlockPool, ObjectRef
+from datas3tfs.engine.blocks import BlockPool, ObjectRef, object_ref
 from datas3tfs.engine.prefetcher import Prefetcher
 from datas3tfs.engine.tree import OpenDatapoint, Tree
 from datas3tfs.errors import Corrupt, NotFound, Unavailable
@@ -60,6 +61,12 @@ class Reader:
             error = Unavailable(f"datapoint {file.entry.name}: {exc}")
             self._remember(_object_of(file), pieces, error)
             raise error from exc
+
+    def expect(self, file: OpenDatapoint) -> None:
+        """Take note that a datapoint was opened; of a small one there may be no read, if what was fetched
+        ahead is in the kernel already."""
+        if 0 < file.entry.size <= CHUNK:
+            self._prefetcher.observe(file, Span(file.entry.header.start, file.entry.content.stop))
 
     async def check_empty(self, file: OpenDatapoint) -> None:
         """Check the header of a datapoint without content, which is never read. Raises as `read`."""
@@ -140,4 +147,4 @@ class Reader:
 
 
 def _object_of(file: OpenDatapoint) -> ObjectRef:
-    return ObjectRef(file.dataset.bucket_id, file.datarange.data_key, file.datarange.size, file.index)
+    return object_ref(file.dataset, file.datarange, file.index)

@@ -19,6 +19,7 @@ import trio
 
 from datas3tfs.core.index import Index
 from datas3tfs.core.inodes import ROOT
+from datas3tfs.core.model import DatasetId
 from datas3tfs.engine.indices import Indices
 from datas3tfs.engine.snapshot import Removed
 from datas3tfs.engine.tree import Tree
@@ -36,6 +37,7 @@ _Entry = tuple[int, bytes, int]
 class _Stale:
     """A datarange whose datapoints the kernel may know."""
 
+    dataset_id: DatasetId
     parent: int
     index: Index
     inodes: Sequence[int]
@@ -55,7 +57,10 @@ async def invalidate_removed(
     stop = threading.Event()
     try:
         async for gone in removed:
+            changed = {dataset.id for dataset, _ in gone.dataranges}
+            barred = await trio.to_thread.run_sync(operations.pusher.bar, changed, abandon_on_cancel=True)
             datapoints = await _stale_datapoints(gone, operations, tree, indices)
+            operations.pusher.allow(barred - {stale.dataset_id for stale in datapoints})
             directories = [
                 (ROOT, dataset.name.encode(), operations.dataset_inode(dataset)) for dataset in gone.datasets
             ]
@@ -74,7 +79,7 @@ async def _stale_datapoints(
         # If a merge has moved them all, what the kernel knows is true still, and its pages worth keeping.
         if index is not None and not await tree.has_all_of(dataset.id, index):
             inodes = operations.datapoint_inodes(dataset, index.first, index.count)
-            stale.append(_Stale(operations.dataset_inode(dataset), index, inodes))
+            stale.append(_Stale(dataset.id, operations.dataset_inode(dataset), index, inodes))
     return stale
 
 

@@ -27,6 +27,7 @@ from datas3tfs.fs.attributes import Attributes
 from datas3tfs.fs.errnos import answers_errno
 from datas3tfs.fs.handles import Handles
 from datas3tfs.fs.listing import Listing
+from datas3tfs.fs.pushing import Pusher
 from datas3tfs.fs.xattrs import STATS, datapoint_xattrs, dataset_xattrs
 
 _STATFS_BLOCK = 4096
@@ -58,6 +59,7 @@ class Operations(pyfuse3.Operations):
         self._listing = Listing(tree, attributes, self._inodes)
         self._files: Handles[OpenDatapoint | OpenEntry] = Handles()
         self._directories: Handles[ReadNode] = Handles()
+        self.pusher = Pusher(self._inodes.datapoints, counters)
 
     # -- looking things up -------------------------------------------------------------------------
 
@@ -128,6 +130,8 @@ class Operations(pyfuse3.Operations):
         file = await self._tree.locate(dataset_id, key)
         if not file.entry.size:  # no read will come that could notice a lie
             await self._reader.check_empty(file)
+        self.pusher.opened(self._inode_of(file))
+        self._reader.expect(file)
         return pyfuse3.FileInfo(fh=self._files.add(file), keep_cache=True)
 
     @answers_errno

@@ -10,7 +10,7 @@ from datas3tfs.core import tar
 from datas3tfs.core.checksums import CHUNK
 from datas3tfs.core.prefetch import PrefetchLimits
 from datas3tfs.core.spans import Span
-from datas3tfs.engine.blocks import ObjectRef
+from datas3tfs.engine.blocks import object_ref
 from datas3tfs.errors import Corrupt, NotFound, Unavailable
 from tests.harness.world import Mounted, World, new_world, open_mounted
 
@@ -238,7 +238,7 @@ async def test_a_damaged_header_in_a_kept_extent_is_fetched_again_for_the_middle
     async with open_mounted(world, limits=QUIET) as mounted:
         world.store.objects[datarange.data_key] = mangled
         index = await mounted.indices.of(world.bucket_id, datarange)
-        ref = ObjectRef(world.bucket_id, datarange.data_key, datarange.size, index)
+        ref = object_ref(await world.dataset(), datarange, index)
         mounted.pool.request(ref, Span(0, 1024 + 512 + CHUNK))
         await trio.testing.wait_all_tasks_blocked()
         world.store.objects[datarange.data_key] = good
