@@ -95,6 +95,16 @@ class BlockPool:
             raise Corrupt(problem)
         return data
 
+    def at_hand(self, ref: ObjectRef, span: Span) -> memoryview | None:
+        """Return the bytes *span*, a piece, if they are here and right."""
+        extent = self._covering(ref, span)
+        if extent is None or extent.data is None or span.start in extent.problems:
+            return None
+        self._counters.add("read.hit")
+        self._recent.move_to_end(extent.serial)
+        at = span.start - extent.span.start
+        return memoryview(extent.data)[at : at + span.length]
+
     def ask(self, ref: ObjectRef, span: Span, *, keep: bool = True) -> Extent:
         """Return the extent with the bytes *span*; fetch it if it is not there. Unless *keep*, what
         is fetched goes to those who wait for this very extent only."""

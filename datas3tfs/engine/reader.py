@@ -16,6 +16,7 @@ import trio
 from datas3tfs.core.checking import check_header
 from datas3tfs.core.checksums import CHUNK
 from datas3tfs.core.counters import Counters
+from datas3tfs.core.index import Entry
 from datas3tfs.core.reads import Piece, piece, plan_read
 from datas3tfs.core.spans import Span
 from datas3tfs.engine.blocks import BlockPool, ObjectRef, object_ref
@@ -51,9 +52,14 @@ class Reader:
 
         Raises Corrupt, Unavailable (also when *timeout* seconds were not enough).
         """
-        pieces = plan_read(file.entry, offset, size)
+        here = file.here
+        pieces = plan_read(here.entry, offset, size)
         if not pieces:
             return b""
+        self._observe(here, pieces)
+        found = self._at_hand(here, pieces, offset, size)
+        if found is not None:
+            return found
         self._raise_if_failed(_object_of(file), pieces)
         try:
             return await self._found(file, lambda here: self._content(here, offset, size))
@@ -93,19 +99,29 @@ class Reader:
     async def _content(self, file: OpenDatapoint, offset: int, size: int) -> bytes | memoryview:
         pieces = plan_read(file.entry, offset, size)
         ref = _object_of(file)
-        needed = Span(pieces[0].span.start, pieces[-1].span.stop)
-        self._prefetcher.observe(file, needed)
         if len(pieces) > 1:
-            self._pool.gather(ref, needed)
-        wanted = Span(offset, min(offset + size, file.entry.size)).shifted(file.entry.content.start)
-        parts = [await self._part(file, ref, piece, wanted) for piece in pieces]
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+            self._pool.gather(ref, Span(pieces[0].span.start, pieces[-1].span.stop))
+        return _joined(
+            file.entry, pieces, [await self._checked(file, ref, one) for one in pieces], offset, size
+        )
 
-    async def _part(self, file: OpenDatapoint, ref: ObjectRef, piece: Piece, wanted: Span) -> memoryview:
-        """Return what *wanted* (in the object) has in common with the content of *piece*, checked."""
-        data = await self._checked(file, ref, piece)
-        part = wanted.intersection(piece.content).shifted(-piece.span.start)
-        return data[part.start : part.stop]
+    def _observe(self, file: OpenDatapoint, pieces: list[Piece]) -> None:
+        self._prefetcher.observe(file, Span(pieces[0].span.start, pieces[-1].span.stop))
+
+    def _at_hand(
+        self, file: OpenDatapoint, pieces: list[Piece], offset: int, size: int
+    ) -> bytes | memoryview | None:
+        """Return what is read if all of it is in memory and right: most reads, and so without any waiting."""
+        if pieces[0].number and not file.header_checked:
+            return None
+        ref, parts = _object_of(file), []
+        for one in pieces:
+            data = self._pool.at_hand(ref, one.span)
+            if data is None:
+                return None
+            parts.append(data)
+        file.header_checked = True
+        return _joined(file.entry, pieces, parts, offset, size)
 
     async def _checked(self, file: OpenDatapoint, ref: ObjectRef, piece: Piece) -> memoryview:
         for attempt in range(1, _ATTEMPTS + 1):
@@ -144,6 +160,19 @@ class Reader:
         if len(self._failed) >= _REMEMBERED:
             self._failed.clear()
         self._failed.update({(ref, one.span.start): (trio.current_time(), error) for one in pieces})
+
+
+def _joined(
+    entry: Entry, pieces: list[Piece], parts: list[memoryview], offset: int, size: int
+) -> bytes | memoryview:
+    """Return *size* bytes of content from *offset* on out of the bytes of *pieces*."""
+    start = entry.content.start + offset
+    stop = min(start + size, entry.content.stop)
+    wanted = [
+        part[max(start, one.content.start) - one.span.start : stop - one.span.start]
+        for one, part in zip(pieces, parts, strict=True)
+    ]
+    return wanted[0] if len(wanted) == 1 else b"".join(wanted)
 
 
 def _object_of(file: OpenDatapoint) -> ObjectRef:
