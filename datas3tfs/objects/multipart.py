@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
+import trio
+
 from datas3tfs.core.counters import Counters
 from datas3tfs.core.model import Part
 from datas3tfs.core.spans import Span
@@ -64,12 +66,17 @@ class Multiparts:
 
         Not to the one that counts: a server that does not know the header x-amz-copy-source stores a
         part without content, and may refuse to let it be replaced (rclone's).
+
+        Of several parts that ask at once the first to know may have the others cancelled: what they have
+        begun must not stay, so beginning and dropping are shielded. Each ends by the socket's timeouts.
         """
-        handle = await self.begin(key)
+        with trio.CancelScope(shield=True):
+            handle = await self.begin(key)
         try:
             return _knows_copies(source, await self._copy(key, handle, 1, source, Span(0, 1)))
         finally:
-            await self.abort(key, handle)
+            with trio.CancelScope(shield=True):
+                await self.abort(key, handle)
 
     async def _copy(self, key: str, handle: UploadHandle, number: int, source: str, span: Span) -> Reply:
         self._counters.add("s3.copy")

@@ -373,6 +373,31 @@ async def hostile(pages: list[str]) -> AsyncIterator[RetryingStore]:
 # Secrets
 
 
+@pytest.mark.parametrize("method", ["POST", "PUT"])
+async def test_asking_whether_copies_are_made_leaves_nothing_if_cancelled(
+    rclone_server: S3Server, method: str
+) -> None:
+    scope = trio.CancelScope()
+    trio_token = trio.lowlevel.current_trio_token()
+
+    def cancel(moment: Moment, asked: str, path: str) -> bool:
+        if moment is Moment.ASKED and asked == method and "upload" in path:
+            trio_token.run_sync_soon(scope.cancel)
+        return False
+
+    with FaultProxy(rclone_server.process.port) as proxy:
+        async with open_stores(nothing_registered, ONE_ATTEMPT, Counters()) as stores:
+            store = stores.of(rclone_server.spec(proxy.endpoint))
+            await store.put(KEY + ".source", bytes(LEAST + 3))
+            multipart = await store.begin_multipart(KEY)
+            proxy.witness = cancel
+            with scope:
+                await copied(store, multipart)
+            assert scope.cancelled_caught
+            await store.abort_multipart(KEY, multipart)
+            assert not rclone_server.unfinished()
+
+
 async def test_neither_logs_nor_tracebacks_hold_a_signature(
     bench: Bench, caplog: pytest.LogCaptureFixture
 ) -> None:
