@@ -19,7 +19,7 @@ from datas3tfs import __version__
 from datas3tfs.app.daemon import Readiness
 from datas3tfs.app.ending import Ending
 from datas3tfs.app.journals import unattended
-from datas3tfs.app.mountpoint import prepare
+from datas3tfs.app.mountpoint import prepare, widen_read_ahead
 from datas3tfs.app.services import Services, open_services
 from datas3tfs.app.writing import Written, journal_options, open_writing
 from datas3tfs.config import Settings, journals_dir
@@ -157,6 +157,7 @@ async def _serve(
             try:
                 # What follows the catalog talks to the kernel: it ends before the session does.
                 async with following:
+                    widen_read_ahead(mountpoint)
                     readiness.ready()
                     log.info("%s: mounted", mountpoint)
                     with ending.serving:
