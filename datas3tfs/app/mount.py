@@ -6,10 +6,12 @@ import logging
 import math
 import os
 import signal
+import socket
 import sys
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pyfuse3
@@ -18,6 +20,7 @@ import trio
 from datas3tfs import __version__
 from datas3tfs.app.daemon import Readiness
 from datas3tfs.app.ending import Ending
+from datas3tfs.app.fusemount import fuse_mount
 from datas3tfs.app.journals import unattended
 from datas3tfs.app.mountpoint import prepare, widen_read_ahead
 from datas3tfs.app.services import Services, open_services
@@ -33,9 +36,13 @@ from datas3tfs.engine.snapshot import Removed, Snapshots, open_snapshots
 from datas3tfs.engine.tree import Tree
 from datas3tfs.errors import Datas3tError, Unavailable
 from datas3tfs.fs.attributes import Attributes, Ownership
-from datas3tfs.fs.invalidate import invalidate_removed
+from datas3tfs.fs.frontloop import FrontLoop, front_loop
+from datas3tfs.fs.invalidate import Invalidator
+from datas3tfs.fs.notifier import Notifier
 from datas3tfs.fs.operations import Operations
 from datas3tfs.fs.readwrite import ReadWriteOperations, Writing
+from datas3tfs.worker.blocks import WorkerBlocks
+from datas3tfs.worker.link import Link, open_link
 
 log = logging.getLogger(__name__)
 
@@ -54,10 +61,14 @@ class MountOptions:
     allow_other: bool
     journal_dir: Path | None  # None: read-only
     bucket: str | None  # where mkdir makes datasets; None: in the only one there is
+    express: bool  # stand before pyfuse3, where that is possible (fs/frontloop.py)
 
 
-async def serve_mount(settings: Settings, options: MountOptions, readiness: Readiness) -> None:
-    """Mount and serve until unmounted from outside or told to stop by SIGTERM or SIGINT.
+async def serve_mount(
+    settings: Settings, options: MountOptions, readiness: Readiness, worker: socket.socket
+) -> None:
+    """Mount and serve until unmounted from outside or told to stop by SIGTERM or SIGINT; *worker* leads to a
+    process of our own (worker/).
 
     Raises NotFound (no such dataset), Conflict, Invalid (mount point), Unavailable.
     """
@@ -65,7 +76,10 @@ async def serve_mount(settings: Settings, options: MountOptions, readiness: Read
     async with (
         open_services(settings, settings.io_timeout) as services,
         open_snapshots(services.catalog.reader, settings.io_timeout) as snapshots,
-        open_pool(services.stores, settings.memory_budget, services.counters) as pool,
+        open_link(worker, services.stores.settings) as link,
+        open_pool(
+            blocks := WorkerBlocks(services.stores, link), settings.memory_budget, services.counters
+        ) as pool,
         open_prefetcher(pool, services.indices, _limits(settings)) as prefetcher,
     ):
         only = None if options.dataset is None else snapshots.named(options.dataset).id
@@ -73,12 +87,11 @@ async def serve_mount(settings: Settings, options: MountOptions, readiness: Read
         reader = Reader(tree, pool, prefetcher, settings.io_timeout, services.counters)
         attributes = Attributes(options.ownership, writable=options.journal_dir is not None)
         stats = _stats(services, pool, mountpoint, options.dataset)
+        shell = _Shell(services, snapshots, tree, pool, blocks, link)
         sys.setswitchinterval(_SWITCH_INTERVAL)
         if options.journal_dir is None:
             operations = Operations(tree, reader, attributes, services.counters, stats, only)
-            pool.when_ahead = operations.pusher.offer
-            following = _following(services, snapshots, tree, operations)
-            await _serve(operations, following, mountpoint, options, readiness, None)
+            await _serve(shell, operations, mountpoint, options, readiness, None)
             return
         kept = journal_options(settings, options.journal_dir)
         async with open_writing(services, snapshots, kept) as written, background_nursery() as nursery:
@@ -94,9 +107,19 @@ async def serve_mount(settings: Settings, options: MountOptions, readiness: Read
                 only,
                 writing,
             )
-            pool.when_ahead = operations.pusher.offer
-            following = _following(services, snapshots, tree, operations)
-            await _serve(operations, following, mountpoint, options, readiness, written)
+            await _serve(shell, operations, mountpoint, options, readiness, written)
+
+
+@dataclass(frozen=True, slots=True)
+class _Shell:
+    """What stands between the handlers and the rest of the world."""
+
+    services: Services
+    snapshots: Snapshots
+    tree: Tree
+    pool: BlockPool
+    blocks: WorkerBlocks
+    link: Link
 
 
 async def _warn_of_others(own: Path) -> None:
@@ -123,40 +146,50 @@ def _limits(settings: Settings) -> PrefetchLimits:
 
 @asynccontextmanager
 async def _following(
-    services: Services, snapshots: Snapshots, tree: Tree, operations: Operations
+    shell: _Shell, operations: Operations, device: int, *, heartbeats: bool
 ) -> AsyncIterator[None]:
-    """Keep the snapshots up to date, and the kernel informed of what has gone, in the background."""
+    """Keep the snapshots up to date, the kernel informed of what has gone, and its page cache ahead of the
+    readers, in the background."""
     # Without limit: who waits for a refresh must never wait for the kernel, which may wait for that very one.
     sender, receiver = trio.open_memory_channel[Removed](math.inf)
+    services, snapshots = shell.services, shell.snapshots
+    invalidator = Invalidator(snapshots, shell.tree, services.indices, operations, Notifier(device))
+    shell.link.tell({"do": "device"}, os.dup(device))
+    shell.pool.when_ahead = operations.pusher.offer
     async with services.catalog.reader.changes() as feed, background_nursery() as nursery:
         nursery.start_soon(snapshots.follow, feed, sender)
-        nursery.start_soon(invalidate_removed, receiver, operations, tree, services.indices)
-        nursery.start_soon(operations.pusher.run)
+        nursery.start_soon(invalidator.run, receiver)
+        nursery.start_soon(partial(operations.pusher.run, shell.blocks.push, heartbeats=heartbeats))
         if isinstance(operations, ReadWriteOperations):
             nursery.start_soon(operations.refused.drop)
         yield
 
 
 async def _serve(
+    shell: _Shell,
     operations: Operations,
-    following: AbstractAsyncContextManager[None],
     mountpoint: Path,
     options: MountOptions,
     readiness: Readiness,
     written: Written | None,
 ) -> None:
     """Serve until the end; then commit what is left. Raises Unavailable if that fails."""
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals, ExitStack() as mounting:
         ending = Ending(written, pyfuse3.terminate)
+        device = mounting.enter_context(fuse_mount(mountpoint, _fuse_options(options)))
+        front = _front_loop(mounting, device, options)
+        session = os.dup(device) if front is None else front[1]
         try:
-            pyfuse3.init(operations, str(mountpoint), _fuse_options(options))
+            pyfuse3.init(operations, f"/dev/fd/{session}", set(pyfuse3.default_options))
         except RuntimeError as exc:
-            raise Unavailable(f"{mountpoint}: cannot be mounted{_hint(options)}") from exc
+            raise Unavailable(f"{mountpoint}: cannot be mounted (the reason is on the lines before)") from exc
         async with background_nursery() as nursery:
             nursery.start_soon(ending.on_signals, signals)
             try:
                 # What follows the catalog talks to the kernel: it ends before the session does.
-                async with following:
+                async with _following(shell, operations, device, heartbeats=front is not None):
+                    if front is not None:
+                        nursery.start_soon(front[0].run, operations)
                     widen_read_ahead(mountpoint)
                     readiness.ready()
                     log.info("%s: mounted", mountpoint)
@@ -164,27 +197,31 @@ async def _serve(
                         await pyfuse3.main()
             finally:
                 readiness.stopping()
-                pyfuse3.close(unmount=True)
+                mounting.close()
+                pyfuse3.close(unmount=False)
                 log.info("%s: unmounted", mountpoint)
             await ending.drain()
 
 
+def _front_loop(mounting: ExitStack, device: int, options: MountOptions) -> tuple[FrontLoop, int] | None:
+    """Return the loop to stand before pyfuse3 and the descriptor for that, if there shall and can be one."""
+    if options.journal_dir is not None or not options.express:
+        return None
+    try:
+        return mounting.enter_context(front_loop(device))
+    except OSError as exc:
+        log.warning("%s: reads go the slower way: %s", options.mountpoint, exc.strerror)
+        return None
+
+
 def _fuse_options(options: MountOptions) -> set[str]:
-    chosen = set(pyfuse3.default_options)  # default_permissions among them: the kernel checks modes
+    chosen = {"default_permissions"}  # the kernel checks modes
     chosen |= {"nosuid", "nodev", "fsname=datas3tfs", "subtype=datas3tfs"}
     if options.journal_dir is None:
         chosen.add("ro")
     if options.allow_other:
         chosen.add("allow_other")
     return chosen
-
-
-def _hint(options: MountOptions) -> str:
-    if not os.path.exists("/dev/fuse"):
-        return " (there is no /dev/fuse here: load the kernel's fuse module)"
-    if options.allow_other and os.geteuid() != 0:
-        return " (--allow-other needs `user_allow_other` in /etc/fuse.conf)"
-    return " (the reason is on the lines before)"
 
 
 def _stats(

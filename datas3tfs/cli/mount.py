@@ -17,6 +17,7 @@ from datas3tfs.cli.context import Mountpoint, log_to, settings
 from datas3tfs.cli.running import run
 from datas3tfs.errors import Invalid
 from datas3tfs.fs.attributes import Ownership
+from datas3tfs.worker.forking import forked_worker
 
 Uid = Annotated[
     int | None, typer.Option(min=0, max=2**32 - 2, help="Whom files belong to.", show_default="you")
@@ -55,6 +56,9 @@ def mount(
     dataset: Annotated[str | None, typer.Option(help="Show this dataset alone, at the root.")] = None,
     daemon: Annotated[bool, typer.Option("--daemon", help="Return once it is mounted.")] = False,
     read_only: Annotated[bool, typer.Option("--read-only", help="Write nothing; reads are faster.")] = False,
+    express: Annotated[
+        bool, typer.Option(help="Of a read-only mount: let the kernel read without opening files.")
+    ] = True,
     allow_other: Annotated[bool, typer.Option("--allow-other", help="Let other users in, too.")] = False,
     uid: Uid = None,
     gid: Gid = None,
@@ -82,11 +86,13 @@ def mount(
         allow_other,
         None if read_only else kept,
         bucket,
+        express,
     )
     prepare(options.mountpoint)  # so that wrong usage is reported before anything else happens
 
     def serve(readiness: Readiness) -> None:
-        run(lambda: serve_mount(chosen, options, readiness), stop_on=())
+        with forked_worker() as worker:
+            run(lambda: serve_mount(chosen, options, readiness, worker), stop_on=())
 
     if daemon:
         log_to(log_file or _default_log(chosen, options.mountpoint), chosen.log_level)

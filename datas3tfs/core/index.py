@@ -198,23 +198,35 @@ class Index:
         slots, starts = self._large_slots()
         return int(self._tail.chunk_crcs[int(starts[np.searchsorted(slots, slot)]) + chunk])
 
-    def columns(self) -> Columns:
-        """Return all of it, copied."""
-        pairs = np.frombuffer(self._buffer, ">u8", 2 * self.count, HEADER_SIZE).astype(np.uint64)
-        tail = self._tail
+    def columns(self, slots: Span | None = None) -> Columns:
+        """Return what is said of *slots* (of all, without), copied."""
+        first, stop = (0, self.count) if slots is None else (slots.start, slots.stop)
+        count, tail = stop - first, self._tail
+        pairs = np.frombuffer(self._buffer, ">u8", 2 * count, HEADER_SIZE + RECORD_SIZE * first).astype(
+            np.uint64
+        )
         unit = _SECOND if self.header.mtime_width == 4 else 1
-        deltas = np.zeros(self.count, np.int64) if tail.mtimes is None else tail.mtimes.astype(np.int64)
-        ids = np.zeros(self.count, np.uint32) if tail.extension_ids is None else tail.extension_ids
-        chunks = np.empty(0, np.uint32) if tail.chunk_crcs is None else tail.chunk_crcs
+        deltas = (
+            np.zeros(count, np.int64) if tail.mtimes is None else tail.mtimes[first:stop].astype(np.int64)
+        )
+        ids = np.zeros(count, np.uint32) if tail.extension_ids is None else tail.extension_ids[first:stop]
         return Columns(
             pairs[::2],
             pairs[1::2],
             deltas * unit + tail.mtime_base,
-            None if tail.crcs is None else tail.crcs.astype(np.uint32),
-            chunks.astype(np.uint32),
+            None if tail.crcs is None else tail.crcs[first:stop].astype(np.uint32),
+            self._chunk_crcs(first, stop).astype(np.uint32),
             ids.astype(np.uint32),
             tail.extensions,
         )
+
+    def _chunk_crcs(self, first: int, stop: int) -> Column:
+        """Return the chunk CRCs of the datapoints in the slots from *first* to before *stop*."""
+        if self._tail.chunk_crcs is None:
+            return np.empty(0, np.uint32)
+        slots, starts = self._large_slots()
+        begin, end = np.searchsorted(slots, (first, stop)).tolist()
+        return self._tail.chunk_crcs[starts[begin] : starts[end]]
 
     def slot_at(self, position: int) -> int:
         """Return the last slot whose headers start at or before *position* in the object, or 0."""
@@ -226,12 +238,12 @@ class Index:
         return pairs[1::2].astype(np.uint64)
 
     def _large_slots(self) -> tuple[Column, Column]:
-        """Slots with more than one chunk, and where their chunk CRCs start; made at first need."""
+        """Slots with more than one chunk, and where their chunk CRCs start, with the end; made at first need."""
         if self._large is None:
             sizes = self._packed(0, self.count) & np.uint64(_SIZE_MASK)
             slots = np.flatnonzero(sizes > CHUNK)
             counts = -(-sizes[slots].astype(np.int64) // CHUNK)
-            self._large = slots, np.concatenate(([0], np.cumsum(counts)))[:-1]
+            self._large = slots, np.concatenate(([0], np.cumsum(counts)))
         return self._large
 
 

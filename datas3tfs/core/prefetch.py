@@ -47,8 +47,9 @@ class _Stream:
 
     @property
     def tolerance(self) -> int:
-        """How far ahead of its position a read may start and still be this stream's."""
-        return _AHEAD if self.proof >= _PROOF else _CLOSE
+        """How far ahead of its position a read may start and still be this stream's: anywhere in what it
+        has been given, for of that most reads are not seen (the page cache has it)."""
+        return max(_AHEAD, self.reached - self.position) if self.proof >= _PROOF else _CLOSE
 
 
 class PrefetchPlanner:

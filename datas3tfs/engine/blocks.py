@@ -4,7 +4,7 @@ An extent is what one range request brings; it is in the pool from the moment it
 readers never fetch the same bytes, and a reader waits for a prefetch under way. Fetches run in the
 pool's nursery: a reader that gives up does not take the bytes away from the others.
 Extents are never cut inside a piece (core/reads.py), which is what readers ask for; all pieces of an
-extent are checked at once when it has come, the many of a large one in a worker thread.
+extent are checked at once when it has come.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 
 import trio
 
-from datas3tfs.core.checking import find_problems
 from datas3tfs.core.counters import Counters
 from datas3tfs.core.extents import Extents
 from datas3tfs.core.index import Index
@@ -26,13 +25,12 @@ from datas3tfs.core.model import BucketId, Datarange, Dataset, DatasetId
 from datas3tfs.core.spans import Span
 from datas3tfs.engine.nurseries import background_nursery
 from datas3tfs.errors import Corrupt, Datas3tError, Unavailable
-from datas3tfs.ports import Stores
+from datas3tfs.ports import BlockSource
 
 log = logging.getLogger(__name__)
 
 # A free stretch shorter than this holds no header block: it is the padding between two extents.
 _PADDING = 512
-_AT_ONCE = 512 * 1024  # bytes checked on the event loop: 0.1 ms, as long as a thread takes to be woken
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +60,7 @@ class Extent:
     serial: int
     is_ahead: bool  # of readers
     done: trio.Event = field(default_factory=trio.Event)
-    data: bytes | None = None
+    data: memoryview | None = None
     problems: dict[int, str] = field(default_factory=dict)
     error: Datas3tError | None = None
 
@@ -70,9 +68,9 @@ class Extent:
 class BlockPool:
     """Extents of all objects under one budget of bytes; made by `open_pool`."""
 
-    def __init__(self, nursery: trio.Nursery, stores: Stores, budget: int, counters: Counters) -> None:
+    def __init__(self, nursery: trio.Nursery, source: BlockSource, budget: int, counters: Counters) -> None:
         self._nursery = nursery
-        self._stores = stores
+        self._source = source
         self._budget = budget
         self._counters = counters
         self._objects: dict[ObjectRef, Extents[Extent]] = {}
@@ -103,7 +101,7 @@ class BlockPool:
         self._counters.add("read.hit")
         self._recent.move_to_end(extent.serial)
         at = span.start - extent.span.start
-        return memoryview(extent.data)[at : at + span.length]
+        return extent.data[at : at + span.length]
 
     def ask(self, ref: ObjectRef, span: Span, *, keep: bool = True) -> Extent:
         """Return the extent with the bytes *span*; fetch it if it is not there. Unless *keep*, what
@@ -123,7 +121,7 @@ class BlockPool:
         assert extent.data is not None
         if extent.serial in self._recent:
             self._recent.move_to_end(extent.serial)
-        return memoryview(extent.data)[span.start - extent.span.start :][: span.length]
+        return extent.data[span.start - extent.span.start :][: span.length]
 
     def gather(self, ref: ObjectRef, span: Span) -> None:
         """Fetch what of *span* is neither here nor on its way, for a reader who wants all of it."""
@@ -181,9 +179,9 @@ class BlockPool:
 
     async def _fetch(self, extent: Extent) -> None:
         try:
-            store = await self._stores.store(extent.ref.bucket_id)
-            data = await store.get_range(extent.ref.key, extent.span, extent.ref.size)
-            extent.problems = await self._problems_in(extent, data)
+            ref, span = extent.ref, extent.span
+            data = await self._source.load(ref.bucket_id, ref.key, span, ref.size, extent.is_ahead)
+            extent.problems = await self._source.problems(ref.index, span, data)
             extent.data = data
         except Datas3tError as exc:
             extent.error = exc
@@ -200,12 +198,6 @@ class BlockPool:
                     self._recent[extent.serial] = extent
                     if extent.is_ahead:
                         self.when_ahead(extent)
-
-    async def _problems_in(self, extent: Extent, data: bytes) -> dict[int, str]:
-        def find() -> dict[int, str]:
-            return {one.start: one.text for one in find_problems(extent.ref.index, extent.span, data)}
-
-        return await trio.to_thread.run_sync(find) if extent.span.length > _AT_ONCE else find()
 
     def _kept(self, extent: Extent) -> bool:
         found = self._objects[extent.ref].at(extent.span.start) if extent.ref in self._objects else None
@@ -225,7 +217,7 @@ class BlockPool:
 
 
 @asynccontextmanager
-async def open_pool(stores: Stores, budget: int, counters: Counters) -> AsyncIterator[BlockPool]:
+async def open_pool(source: BlockSource, budget: int, counters: Counters) -> AsyncIterator[BlockPool]:
     """Own the fetches under way; leaving cancels them."""
     async with background_nursery() as nursery:
-        yield BlockPool(nursery, stores, budget, counters)
+        yield BlockPool(nursery, source, budget, counters)

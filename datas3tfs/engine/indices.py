@@ -46,12 +46,17 @@ class Indices:
         self._stores = stores
         self._counters = counters
         self._open: OrderedDict[DatarangeId, Index] = OrderedDict()
+        self._met: set[DatarangeId] = set()  # those that were ever handed out, whatever became of them
         self._failed: dict[DatarangeId, tuple[float, Corrupt]] = {}
         self._flights: SingleFlight[DatarangeId, Index] = SingleFlight(nursery, patience)
 
     def peek(self, datarange: Datarange) -> Index | None:
         """Return the index if it is in memory."""
         return self._open.get(datarange.id)
+
+    def has_met(self, datarange: Datarange) -> bool:
+        """Say whether the index was handed out before: then others may have been told what it says."""
+        return datarange.id in self._met
 
     async def of(self, bucket_id: BucketId, datarange: Datarange) -> Index:
         """Return the index of *datarange*. Raises Corrupt (ObjectGone), Unavailable."""
@@ -63,6 +68,7 @@ class Indices:
             datarange.id, datarange.index_key, lambda: self._load(bucket_id, datarange)
         )
         self._open[datarange.id] = index
+        self._met.add(datarange.id)
         while len(self._open) > _OPEN_LIMIT:
             self._open.popitem(last=False)
         return index
@@ -74,6 +80,7 @@ class Indices:
     async def retire(self, datarange: Datarange) -> Index | None:
         """Drop an index from memory (its datarange is gone) and return it if it was known here."""
         self._failed.pop(datarange.id, None)
+        self._met.discard(datarange.id)
         return self._open.pop(datarange.id, None) or await self._from_disk(datarange)
 
     async def _load(self, bucket_id: BucketId, datarange: Datarange) -> Index:

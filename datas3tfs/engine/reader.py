@@ -56,7 +56,7 @@ class Reader:
         pieces = plan_read(here.entry, offset, size)
         if not pieces:
             return b""
-        self._observe(here, pieces)
+        self._observe(here, pieces)  # before anything is fetched: what is fetched ahead begins with it
         found = self._at_hand(here, pieces, offset, size)
         if found is not None:
             return found
@@ -67,6 +67,17 @@ class Reader:
             error = Unavailable(f"datapoint {file.entry.name}: {exc}")
             self._remember(_object_of(file), pieces, error)
             raise error from exc
+
+    def read_at_hand(self, file: OpenDatapoint, offset: int, size: int) -> bytes | memoryview | None:
+        """Return what `read` would, if it would not wait; None, with nothing noted, if it might."""
+        here = file.here
+        pieces = plan_read(here.entry, offset, size)
+        if not pieces:
+            return b""
+        found = self._at_hand(here, pieces, offset, size)
+        if found is not None:
+            self._observe(here, pieces)
+        return found
 
     def expect(self, file: OpenDatapoint) -> None:
         """Take note that a datapoint was opened; of a small one there may be no read, if what was fetched

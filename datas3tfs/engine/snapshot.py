@@ -3,6 +3,10 @@
 A `Snapshot` is frozen; readers keep the one they have while `Snapshots` replaces it. Nothing here
 talks to S3, and Postgres is asked only when a dataset is first used and when something has changed,
 so whatever has been seen once stays readable while Postgres is away.
+
+When dataranges go, whoever has told others of them (the mount, the kernel) must find out whether the
+datapoints are gone or were only moved by a merge. Until `settle` says that this is done their keys are not
+settled, and nothing new is said of them.
 """
 
 from __future__ import annotations
@@ -94,6 +98,8 @@ class Snapshots:
         self._ended = trio.Event()  # of the next refresh to end well; replaced then
         self._last_ended = 0  # which refresh that was
         self._is_followed = False
+        self._unsettled: list[Removed] = []
+        self._settling = trio.Event()  # set when one of them is; replaced then
 
     def datasets(self) -> list[Dataset]:
         """Return all datasets, ascending by id."""
@@ -143,7 +149,37 @@ class Snapshots:
         self._last_ended = number
         self._ended.set()
         self._ended = trio.Event()
-        return Removed(gone, tuple(_removed(stale, fresh)))
+        removed = Removed(gone, tuple(_removed(stale, fresh)))
+        if self._is_followed and removed.dataranges:
+            self._unsettled.append(removed)
+        return removed
+
+    def settle(self, removed: Removed) -> None:
+        """Take note that whoever follows has dealt with what is gone."""
+        self._unsettled = [one for one in self._unsettled if one is not removed]
+        self._settling.set()
+        self._settling = trio.Event()
+
+    def is_settled(self, dataset_id: DatasetId, keys: Span) -> bool:
+        """Say whether nothing waits to be settled of *keys*."""
+        return not self._unsettled or not any(
+            dataset.id == dataset_id and datarange.keys.intersection(keys)
+            for removed in self._unsettled
+            for dataset, datarange in removed.dataranges
+        )
+
+    async def settled(self, dataset_id: DatasetId, keys: Span) -> None:
+        """Return when *keys* are settled; at once, without a checkpoint, if they are."""
+        while not self.is_settled(dataset_id, keys):
+            await self._settling.wait()
+
+    def shows(self, dataset_id: DatasetId, data_key: str, keys: Span) -> bool:
+        """Say whether *keys* are those of the object *data_key* now, beyond doubt."""
+        snapshot = self._loaded.get(dataset_id)
+        at = None if snapshot is None else snapshot.position(keys.start)
+        if snapshot is None or at is None or snapshot.dataranges[at].data_key != data_key:
+            return False
+        return keys.stop <= snapshot.dataranges[at].keys.stop and self.is_settled(dataset_id, keys)
 
     async def refreshed(self) -> None:
         """Return when everything that is in the catalog now can be seen here: after a refresh that

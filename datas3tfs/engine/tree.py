@@ -100,6 +100,10 @@ class Tree:
         """Return the dataset called *name*. Raises NotFound."""
         return self._snapshots.named(name)
 
+    def shows(self, dataset_id: DatasetId, data_key: str, keys: Span) -> bool:
+        """Say whether *keys* are those of the object *data_key* now, beyond doubt."""
+        return self._snapshots.shows(dataset_id, data_key, keys)
+
     async def lookup(self, dataset_id: DatasetId, name: str) -> OpenDatapoint:
         """Find a datapoint by its file name. Raises NotFound, Corrupt, Unavailable."""
         try:
@@ -114,6 +118,7 @@ class Tree:
     async def locate(self, dataset_id: DatasetId, key: int) -> OpenDatapoint:
         """Find a datapoint by its key. Raises NotFound, Corrupt, Unavailable."""
         while True:
+            await self._snapshots.settled(dataset_id, Span(key, key + 1))
             snapshot = await self._snapshots.of(dataset_id)
             at = snapshot.position(key)
             if at is None:
@@ -121,7 +126,7 @@ class Tree:
             datarange = snapshot.dataranges[at]
             index = await self._index(snapshot, datarange)
             # Else it may be gone meanwhile.
-            if index is not None and await self._snapshots.of(dataset_id) is snapshot:
+            if index is not None and await self._is_current(snapshot, Span(key, key + 1)):
                 slot = key - datarange.keys.start
                 return OpenDatapoint(snapshot, datarange, index, slot, index.entry(slot), snapshot.bases[at])
 
@@ -160,6 +165,13 @@ class Tree:
                     return True
         return False
 
+    async def _is_current(self, snapshot: Snapshot, keys: Span) -> bool:
+        """Say whether *snapshot* is still what there is to be said of *keys*."""
+        dataset_id = snapshot.dataset.id
+        return await self._snapshots.of(dataset_id) is snapshot and self._snapshots.is_settled(
+            dataset_id, keys
+        )
+
     async def _index(self, snapshot: Snapshot, datarange: Datarange) -> Index | None:
         """Return the index of *datarange*, None if it has been replaced since *snapshot*."""
         try:
@@ -192,6 +204,8 @@ class Tree:
             snapshot = await self._snapshots.of(dataset_id)
             datarange = next(iter(snapshot.from_key(key)), None)
             index = None if datarange is None else await self._index(snapshot, datarange)
+            if datarange is not None:
+                await self._snapshots.settled(dataset_id, datarange.keys)
             if await self._snapshots.of(dataset_id) is not snapshot:
                 continue
             if datarange is None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
 import pyfuse3
@@ -19,6 +20,8 @@ from datas3tfs.core.counters import Counters
 from datas3tfs.core.inodes import ROOT, DatapointNode, DatasetNode, EntryNode, Inodes, RootNode
 from datas3tfs.core.model import Dataset, DatasetId
 from datas3tfs.core.names import NAME_LIMIT
+from datas3tfs.core.spans import Span
+from datas3tfs.engine.blocks import ObjectRef
 from datas3tfs.engine.entries import OpenEntry
 from datas3tfs.engine.reader import Reader
 from datas3tfs.engine.tree import OpenDatapoint, Tree
@@ -31,6 +34,7 @@ from datas3tfs.fs.pushing import Pusher
 from datas3tfs.fs.xattrs import STATS, datapoint_xattrs, dataset_xattrs
 
 _STATFS_BLOCK = 4096
+_RECENT = 1024  # files read without being opened of which we remember where they are
 
 
 ReadNode = RootNode | DatasetNode | DatapointNode
@@ -59,7 +63,8 @@ class Operations(pyfuse3.Operations):
         self._listing = Listing(tree, attributes, self._inodes)
         self._files: Handles[OpenDatapoint | OpenEntry] = Handles()
         self._directories: Handles[ReadNode] = Handles()
-        self.pusher = Pusher(self._inodes.datapoints, counters)
+        self._recent: OrderedDict[int, OpenDatapoint] = OrderedDict()  # read last without being opened
+        self.pusher = Pusher(self._numbers_of, counters)
 
     # -- looking things up -------------------------------------------------------------------------
 
@@ -130,7 +135,7 @@ class Operations(pyfuse3.Operations):
         file = await self._tree.locate(dataset_id, key)
         if not file.entry.size:  # no read will come that could notice a lie
             await self._reader.check_empty(file)
-        self.pusher.opened(self._inode_of(file))
+        self.pusher.reading(self._inode_of(file))
         self._reader.expect(file)
         return pyfuse3.FileInfo(fh=self._files.add(file), keep_cache=True)
 
@@ -143,6 +148,46 @@ class Operations(pyfuse3.Operations):
         data = await self._reader.read(file, off, size)
         self._counters.add("fuse.read_bytes", len(data))
         return data  # type: ignore[return-value]  # pyfuse3 takes any buffer; a view saves the copy
+
+    def read_at_hand(self, inode: int, offset: int, size: int) -> bytes | memoryview | None:
+        """Read a file that was not opened, if its bytes are in memory; see frontloop.py."""
+        file = self._recent.get(inode)
+        if file is None:
+            return None
+        data = self._reader.read_at_hand(file, offset, size)
+        if data is not None:
+            self._count(data)
+        return data
+
+    @answers_errno
+    async def read_inode(self, inode: int, offset: int, size: int) -> bytes | memoryview:
+        """Read a file that was not opened. One that is gone is stale, if it was not read before."""
+        file = self._recent.get(inode) or await self._found(inode)
+        self._recent[inode] = file
+        self._recent.move_to_end(inode)
+        if len(self._recent) > _RECENT:
+            self._recent.popitem(last=False)
+        self.pusher.reading(inode)
+        data = await self._reader.read(file, offset, size)
+        self._count(data)
+        return data
+
+    async def _found(self, inode: int) -> OpenDatapoint:
+        stale = pyfuse3.FUSEError(errno.ESTALE)
+        try:
+            node = self._node(inode)
+            if not isinstance(node, DatapointNode):
+                raise pyfuse3.FUSEError(errno.EISDIR)
+            file = await self._tree.locate(node.dataset_id, node.key)
+        except NotFound:
+            raise stale from None
+        if self._inode_of(file) != inode:  # gone meanwhile, and another has come
+            raise stale
+        return file
+
+    def _count(self, data: bytes | memoryview) -> None:
+        self._counters.add("fuse.read")
+        self._counters.add("fuse.read_bytes", len(data))
 
     async def flush(self, fh: pyfuse3.FileHandleT) -> None:
         """Nothing to flush: told so once, the kernel spares us a request for every close."""
@@ -206,6 +251,18 @@ class Operations(pyfuse3.Operations):
 
     def _inode_of(self, file: OpenDatapoint) -> int:
         return self._inodes.datapoint(file.dataset.id, file.entry.key)
+
+    def _numbers_of(self, ref: ObjectRef, slots: Span) -> Sequence[int] | None:
+        """Return the inode numbers of the datapoints in *slots* of an object; None if these are not what the
+        catalog shows now, beyond doubt."""
+        first = ref.index.first + slots.start
+        if not self._tree.shows(ref.dataset_id, ref.key, Span(first, first + slots.length)):
+            return None
+        return self._inodes.datapoints(ref.dataset_id, first, slots.length)
+
+    def retire(self, dataset_id: DatasetId, keys: Span) -> None:
+        """Take note that datapoints are gone: their inode numbers never stand for others."""
+        self._inodes.retire(dataset_id, keys)
 
     def dataset_inode(self, dataset: Dataset) -> int:
         """Return the inode number under which the kernel knows a dataset's directory."""

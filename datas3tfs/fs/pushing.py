@@ -1,52 +1,52 @@
-"""Push content into the kernel's page cache before it is asked for: a READ less for each small file.
+"""Put content into the kernel's page cache before it is asked for: a READ less for each small file.
 
-What was fetched ahead (and checked) goes to the kernel file by file (notify_store), from a worker thread: a
-notification blocks while a READ of that file is under way, and the event loop is who answers it. Only files
-the kernel has looked up or listed can take it; of a stretch whose first are unknown to it, no more are tried.
-Of large datapoints nothing is pushed: their READs are few.
+What was fetched ahead, and is right, goes to the kernel file by file, by the worker (worker/serving.py): it
+waits while a READ of that file is under way, and the event loop is who answers it. Only files the
+kernel has looked up or listed can take it. Of large datapoints nothing is pushed: their READs are few.
 
-An inode number is that of a key. Where a datapoint was removed its key may come again, with other content,
-while somebody holds the old one open: nothing is pushed into such a dataset any more (`bar`).
+Where every page is there before it is asked for, and files are not opened at our door (frontloop.py), nobody
+would see the reader go by. So some files are left out, the *heartbeats*: their READs, answered from memory,
+tell how far the reader is, and prefetch keeps its distance.
+
+Concurrency: the event loop's.
 """
 
 from __future__ import annotations
 
-import itertools
-import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
-import pyfuse3
+import numpy as np
+import numpy.typing as npt
 import trio
 
 from datas3tfs.core.checksums import CHUNK
 from datas3tfs.core.counters import Counters
-from datas3tfs.core.model import DatasetId
 from datas3tfs.core.reads import slots_in
 from datas3tfs.core.spans import Span
 from datas3tfs.core.tar import BLOCK
-from datas3tfs.engine.blocks import Extent
+from datas3tfs.engine.blocks import Extent, ObjectRef
 
 _WAITING = 16  # stretches: what comes faster than it can be pushed is left to READs
-_OPENED = 4096  # files opened last, which are read already
-_TURN = 4  # files pushed before `bar` gets its turn; if the kernel knows none of the first, no more are
+_READ = 4096  # files read last, which are in the page cache already
+_BEAT_FILES = 64  # one file in so many is left out …
+_BEAT_BYTES = 4 << 20  # … or in so many bytes, if that is less: a fraction of what is fetched ahead
 
-# Returns the inode numbers of so many datapoints of a dataset from a key on.
-InodesOf = Callable[[DatasetId, int, int], Sequence[int]]
+# Returns the inode numbers of the datapoints in some slots of an object; None if they are not certain.
+Numbers = Callable[[ObjectRef, Span], Sequence[int] | None]
+# Pushes files of a block: rows of (inode, start, length), 8 bytes each; returns (files pushed, their bytes).
+Push = Callable[[memoryview, bytes], Awaitable[tuple[int, int]]]
 
 
 class Pusher:
-    """Takes what was fetched ahead and, while `run` runs, pushes it. The event loop's, but for `bar`."""
+    """Takes what was fetched ahead and, while `run` runs, has it pushed."""
 
-    def __init__(self, inodes_of: InodesOf, counters: Counters) -> None:
-        self._inodes_of = inodes_of
+    def __init__(self, numbers: Numbers, counters: Counters) -> None:
+        self._numbers = numbers
         self._counters = counters
         self._waiting: OrderedDict[int, Extent] = OrderedDict()
         self._arrived = trio.Event()
-        self._opened: OrderedDict[int, None] = OrderedDict()
-        self._lock = threading.Lock()  # held while something is pushed
-        self._barred: set[DatasetId] = set()
-        self._stopped = False
+        self._read: OrderedDict[int, None] = OrderedDict()
 
     def offer(self, extent: Extent) -> None:
         """Take note of bytes that have come ahead of their readers."""
@@ -55,79 +55,47 @@ class Pusher:
             self._waiting.popitem(last=False)
         self._arrived.set()
 
-    def opened(self, inode: int) -> None:
+    def reading(self, inode: int) -> None:
         """Take note that a file is being read: it is too late to push it."""
-        self._opened[inode] = None
-        if len(self._opened) > _OPENED:
-            self._opened.popitem(last=False)
+        self._read[inode] = None
+        if len(self._read) > _READ:
+            self._read.popitem(last=False)
 
-    def bar(self, datasets: set[DatasetId]) -> set[DatasetId]:
-        """Push nothing into *datasets* from the moment this returns; return those it was allowed for.
-
-        Blocks; for worker threads."""
-        with self._lock:
-            allowed = datasets - self._barred
-            self._barred |= datasets
-        return allowed
-
-    def allow(self, datasets: set[DatasetId]) -> None:
-        """Take `bar` back: nothing was removed from *datasets*, after all."""
-        self._barred -= datasets
-
-    async def run(self) -> None:
-        """Push what is offered, for ever."""
-        try:
-            while True:
-                await self._arrived.wait()
-                self._arrived = trio.Event()
-                while self._waiting:
-                    _, extent = self._waiting.popitem(last=False)
-                    slots = slots_in(extent.ref.index, extent.span)
-                    first = extent.ref.index.first + slots.start
-                    inodes = self._inodes_of(extent.ref.dataset_id, first, slots.length)
-                    files, size = await trio.to_thread.run_sync(
-                        self._push, extent, slots, inodes, abandon_on_cancel=True
-                    )
+    async def run(self, push: Push, *, heartbeats: bool) -> None:
+        """Have what is offered pushed, for ever."""
+        while True:
+            await self._arrived.wait()
+            self._arrived = trio.Event()
+            while self._waiting:
+                _, extent = self._waiting.popitem(last=False)
+                rows = self._rows(extent, heartbeats)
+                if len(rows):
+                    assert extent.data is not None
+                    files, size = await push(extent.data, rows.tobytes())
                     self._counters.add("push.files", files)
                     self._counters.add("push.bytes", size)
-        finally:
-            self._stopped = True
 
-    def _push(self, extent: Extent, slots: Span, inodes: Sequence[int]) -> tuple[int, int]:
-        """Return (files pushed, their bytes)."""
-        files, size = 0, 0
-        ahead = self._files(extent, slots, inodes)
-        while turn := list(itertools.islice(ahead, _TURN)):
-            with self._lock:
-                if self._stopped or extent.ref.dataset_id in self._barred:
-                    break
-                taken = [len(content) for inode, content in turn if _store(inode, content)]
-            if not taken and not files:
-                break
-            files, size = files + len(taken), size + sum(taken)
-        return files, size
-
-    def _files(self, extent: Extent, slots: Span, inodes: Sequence[int]) -> Iterator[tuple[int, memoryview]]:
-        """Yield (inode, content) of the small files that are whole in *extent*, and right."""
-        assert extent.data is not None
-        span, view = extent.span, memoryview(extent.data)
-        columns = (column.tolist() for column in extent.ref.index.places(slots.start, slots.length))
-        for inode, offset, blocks, size in zip(inodes, *columns, strict=True):
-            start = offset + blocks * BLOCK
-            if (
-                0 < size <= CHUNK
-                and offset >= span.start
-                and start + size <= span.stop
-                and inode not in self._opened
-                and offset not in extent.problems
-            ):
-                yield inode, view[start - span.start : start - span.start + size]
+    def _rows(self, extent: Extent, heartbeats: bool) -> npt.NDArray[np.uint64]:
+        """Return (inode, start in the extent, length) of the files to be pushed."""
+        index, span = extent.ref.index, extent.span
+        slots = slots_in(index, span)
+        numbers = self._numbers(extent.ref, slots)
+        if numbers is None:
+            return np.empty((0, 3), np.uint64)
+        offsets, blocks, sizes = index.places(slots.start, slots.length)
+        starts = offsets + blocks * BLOCK
+        chosen = (sizes > 0) & (sizes <= CHUNK) & (offsets >= span.start) & (starts + sizes <= span.stop)
+        inodes = np.fromiter(numbers, np.uint64, slots.length)
+        chosen &= np.fromiter((inode not in self._read for inode in numbers), np.bool_, slots.length)
+        if extent.problems:
+            chosen &= ~np.isin(offsets, list(extent.problems))
+        if heartbeats:
+            beat = _beat(span, slots)
+            chosen &= (np.arange(slots.length) + (index.first + slots.start) % beat) % beat != 0
+        rows = np.column_stack((inodes, (starts - span.start).astype(np.uint64), sizes.astype(np.uint64)))
+        return rows[chosen]
 
 
-def _store(inode: int, content: memoryview) -> bool:
-    """Say whether the kernel has taken it; most often, if not, it does not know the file."""
-    try:
-        pyfuse3.notify_store(pyfuse3.InodeT(inode), 0, content)  # type: ignore[arg-type]  # any buffer
-    except OSError:
-        return False
-    return True
+def _beat(span: Span, slots: Span) -> int:
+    """Return one file in how many is a heartbeat in a stretch."""
+    return max(2, min(_BEAT_FILES, _BEAT_BYTES * slots.length // span.length))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
 
 import trio
 
@@ -20,12 +20,15 @@ from datas3tfs.core.spans import Span
 from datas3tfs.errors import NotFound, Unavailable
 from datas3tfs.objects.answers import check_asked
 from datas3tfs.objects.calls import Calls, confirmed
-from datas3tfs.objects.download import Denied, Downloads
+from datas3tfs.objects.download import Downloads
+from datas3tfs.objects.fetching import Denied
 from datas3tfs.objects.listing import Listings
 from datas3tfs.objects.multipart import BINARY, Multiparts
 from datas3tfs.objects.presigned import PresignedUrls
 from datas3tfs.objects.settings import S3Settings
 from datas3tfs.objects.signing import Signer
+
+B = TypeVar("B", bytes, memoryview)
 
 
 class Bucket:
@@ -62,6 +65,11 @@ class Bucket:
         if not span:
             return b""
         return await self._read(key, lambda url: self._downloads.span(url, key, span, total))
+
+    async def get_range_by(self, key: str, span: Span, total: int, fetch: Callable[[str], Awaitable[B]]) -> B:
+        """Do that by *fetch*, which is given a signed address and does what `Downloads.span` does."""
+        check_asked(key, span, total)
+        return await self._read(key, fetch)
 
     async def get(self, key: str, limit: int) -> bytes:
         """See ports.ObjectStore."""
@@ -107,7 +115,7 @@ class Bucket:
         # 409: BucketAlreadyOwnedByYou, BucketAlreadyExists; whether it is usable, `check` tells.
         await self._calls(f"bucket {self._spec.name}", "create_bucket", tolerate={409}, **asked)
 
-    async def _read(self, key: str, fetch: Callable[[str], Awaitable[bytes]]) -> bytes:
+    async def _read(self, key: str, fetch: Callable[[str], Awaitable[B]]) -> B:
         """Fetch through the kept address, or a new one if there is none or S3 denies the kept one."""
         url = self._urls.get(key, trio.current_time())
         if url is not None:
@@ -119,7 +127,7 @@ class Bucket:
         self._urls.remember(key, url, trio.current_time())
         return await self._counted(fetch(url))
 
-    async def _counted(self, fetching: Awaitable[bytes]) -> bytes:
+    async def _counted(self, fetching: Awaitable[B]) -> B:
         self._counters.add("s3.get")
         body = await fetching
         self._counters.add("s3.get_bytes", len(body))

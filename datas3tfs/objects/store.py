@@ -6,7 +6,7 @@ are signed anew each time, so that each lives for all of `url_life`. Concurrency
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 import trio
 
@@ -35,6 +35,13 @@ class RetryingStore:
         """See ports.ObjectStore."""
         what = f"read {key} bytes {span.start}..{span.stop}"
         return await self._run(what, lambda: self._bucket.get_range(key, span, total), span.length)
+
+    async def get_range_by(
+        self, key: str, span: Span, total: int, fetch: Callable[[str], Awaitable[memoryview]]
+    ) -> memoryview:
+        """Do that by *fetch*, which gets a signed address and may be called again; see bucket.py."""
+        what = f"read {key} bytes {span.start}..{span.stop}"
+        return await self._run(what, lambda: self._bucket.get_range_by(key, span, total, fetch), span.length)
 
     async def get(self, key: str, limit: int) -> bytes:
         """See ports.ObjectStore."""

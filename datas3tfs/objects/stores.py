@@ -32,7 +32,7 @@ class S3Stores:
         self, lookup: Lookup, settings: S3Settings, counters: Counters, random: Callable[[], float]
     ) -> None:
         self._lookup = lookup
-        self._settings = settings
+        self.settings = settings
         self._counters = counters
         self._retrier = Retrier(settings, counters, random)
         self._gets = trio.CapacityLimiter(settings.parallel_gets)
@@ -50,11 +50,11 @@ class S3Stores:
 
     def of(self, spec: BucketSpec) -> RetryingStore:
         """Return a new store for *spec*, registered or not."""
-        return RetryingStore(self.bucket(spec), self._settings, self._retrier)
+        return RetryingStore(self.bucket(spec), self.settings, self._retrier)
 
     def bucket(self, spec: BucketSpec) -> Bucket:
         """Return a new bucket, without retries, that closes with these stores."""
-        bucket = Bucket(spec, self._settings, self._counters, self._gets, self._calls)
+        bucket = Bucket(spec, self.settings, self._counters, self._gets, self._calls)
         self._buckets.append(bucket)
         return bucket
 

@@ -20,6 +20,7 @@ from datas3tfs.ports.catalog import (
 )
 from datas3tfs.ports.journal import JournalContent, JournalStore
 from datas3tfs.ports.objects import (
+    BlockSource,
     IndexCache,
     Listing,
     ObjectStore,
@@ -31,6 +32,7 @@ from datas3tfs.ports.objects import (
 )
 
 __all__ = [
+    "BlockSource",
     "CatalogReader",
     "ChangeFeed",
     "Dataranges",

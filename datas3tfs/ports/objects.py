@@ -1,10 +1,11 @@
-"""What the engine needs of buckets and of the cache of indices. Answers are checked by the adapters."""
+"""What the engine needs of buckets, of blocks and of the cache of indices. Answers are checked by the adapters."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
+from datas3tfs.core.index import Index
 from datas3tfs.core.model import BucketId, Found, Part
 from datas3tfs.core.spans import Span
 
@@ -125,6 +126,21 @@ class Stores(Protocol):
 
     async def store(self, bucket_id: BucketId) -> ObjectStore:
         """Return the store of a registered bucket. Raises NotFound, Unavailable, Invalid."""
+        ...
+
+
+class BlockSource(Protocol):
+    """Where blocks of objects come from, and who checks them; what `problems` says holds for what `load`
+    gave."""
+
+    async def load(self, bucket_id: BucketId, key: str, span: Span, total: int, ahead: bool) -> memoryview:
+        """Return exactly the bytes *span* of the object *key*, which is *total* bytes long; *ahead* of their
+        readers. Raises as ObjectStore.get_range does."""
+        ...
+
+    async def problems(self, index: Index, span: Span, data: memoryview) -> dict[int, str]:
+        """Return what is wrong with *data*, the bytes *span* of the object that *index* is of: where each
+        piece begins that is not right, and why (core/checking.py)."""
         ...
 
 

@@ -27,6 +27,7 @@ from datas3tfs.core.prefetch import PrefetchLimits
 from datas3tfs.engine.blocks import open_pool
 from datas3tfs.engine.datasets import Datasets
 from datas3tfs.engine.indices import open_indices
+from datas3tfs.engine.loading import StoreBlocks
 from datas3tfs.engine.prefetcher import open_prefetcher
 from datas3tfs.engine.reader import Reader
 from datas3tfs.engine.tree import Tree
@@ -368,7 +369,7 @@ async def open_vfs(
     world = host.world
     async with (
         open_indices(world.cache, world.stores, world.counters, PATIENCE) as indices,
-        open_pool(world.stores, 64 << 20, world.counters) as pool,
+        open_pool(StoreBlocks(world.stores), 64 << 20, world.counters) as pool,
         open_prefetcher(pool, indices, PrefetchLimits()) as prefetcher,
     ):
         tree = Tree(host.snapshots, indices)

@@ -15,6 +15,7 @@ from datas3tfs.core.model import BucketId, BucketSpec, Datarange, Dataset
 from datas3tfs.core.prefetch import PrefetchLimits
 from datas3tfs.engine.blocks import BlockPool, open_pool
 from datas3tfs.engine.indices import Indices, open_indices
+from datas3tfs.engine.loading import StoreBlocks
 from datas3tfs.engine.prefetcher import open_prefetcher
 from datas3tfs.engine.reader import Reader
 from datas3tfs.engine.snapshot import Snapshots, open_snapshots
@@ -110,7 +111,7 @@ async def open_mounted(
     async with (
         open_indices(world.cache, world.stores, world.counters, timeout) as indices,
         open_snapshots(world.catalog, timeout) as snapshots,
-        open_pool(world.stores, budget, world.counters) as pool,
+        open_pool(StoreBlocks(world.stores), budget, world.counters) as pool,
         open_prefetcher(pool, indices, limits or PrefetchLimits()) as prefetcher,
     ):
         tree = Tree(snapshots, indices)
