@@ -1,7 +1,7 @@
-"""Mount and unmount by fusermount3(1), which is what libfuse itself does: for root and for everybody else.
+"""Mount and unmount by fusermount3(1), as libfuse itself does, for root and for everybody else.
 
-The descriptor of /dev/fuse comes back through a socket (_FUSE_COMMFD). Doing it ourselves leaves the descriptor
-in our hands: libfuse gets it as "/dev/fd/N", or something that stands before it. Blocking calls, milliseconds.
+The descriptor of /dev/fuse comes back through a socket (_FUSE_COMMFD). Doing it ourselves leaves it in our
+hands: libfuse gets it as "/dev/fd/N", or something that stands before it. Blocking calls, milliseconds.
 """
 
 from __future__ import annotations

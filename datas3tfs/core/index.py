@@ -202,13 +202,12 @@ class Index:
         """Return what is said of *slots* (of all, without), copied."""
         first, stop = (0, self.count) if slots is None else (slots.start, slots.stop)
         count, tail = stop - first, self._tail
-        pairs = np.frombuffer(self._buffer, ">u8", 2 * count, HEADER_SIZE + RECORD_SIZE * first).astype(
-            np.uint64
-        )
+        start = HEADER_SIZE + RECORD_SIZE * first
+        pairs = np.frombuffer(self._buffer, ">u8", 2 * count, start).astype(np.uint64)
         unit = _SECOND if self.header.mtime_width == 4 else 1
-        deltas = (
-            np.zeros(count, np.int64) if tail.mtimes is None else tail.mtimes[first:stop].astype(np.int64)
-        )
+        deltas = np.zeros(count, np.int64)
+        if tail.mtimes is not None:
+            deltas = tail.mtimes[first:stop].astype(np.int64)
         ids = np.zeros(count, np.uint32) if tail.extension_ids is None else tail.extension_ids[first:stop]
         return Columns(
             pairs[::2],
@@ -238,7 +237,7 @@ class Index:
         return pairs[1::2].astype(np.uint64)
 
     def _large_slots(self) -> tuple[Column, Column]:
-        """Slots with more than one chunk, and where their chunk CRCs start, with the end; made at first need."""
+        """Slots with more than one chunk; where their chunk CRCs start, and end. Made at first need."""
         if self._large is None:
             sizes = self._packed(0, self.count) & np.uint64(_SIZE_MASK)
             slots = np.flatnonzero(sizes > CHUNK)

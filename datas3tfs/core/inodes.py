@@ -96,10 +96,9 @@ class Inodes:
     def datapoints(self, dataset_id: DatasetId, first: int, count: int) -> Sequence[int]:
         """Return the inode numbers of *count* consecutive keys from *first* on."""
         keys = Span(first, first + count)
-        in_one_region = (first & _LOW_MASK) + count <= _LOW_MASK + 1
-        if in_one_region and not any(
-            span.intersection(keys) for span, _ in self._retired.get(dataset_id, ())
-        ):
+        retired = self._retired.get(dataset_id, ())
+        is_simple = not any(span.intersection(keys) for span, _ in retired)
+        if is_simple and (first & _LOW_MASK) + count <= _LOW_MASK + 1:  # all in one region
             start = self.datapoint(dataset_id, first)
             return range(start, start + count)
         return [self.datapoint(dataset_id, key) for key in range(first, first + count)]

@@ -15,8 +15,9 @@ nothing but the handle. All other requests go through to pyfuse3 and its answers
 answer to INIT is widened (messages.py).
 
 For mounts that cannot be written to. Not for notifications: those go straight to /dev/fuse, from other
-threads (notifier.py). INTERRUPT is answered ENOSYS, too: a READ ends within the time limit anyway, pyfuse3 heeds
-none, and programs with timers do not expect EINTR from files. Concurrency: the event loop's; nothing blocks it, for all descriptors are non-blocking.
+threads (notifier.py). INTERRUPT is answered ENOSYS, too: a READ ends within the time limit anyway, pyfuse3
+heeds none, and programs with timers do not expect EINTR from files. Concurrency: the event loop's; nothing
+blocks it, for all descriptors are non-blocking.
 """
 
 from __future__ import annotations

@@ -3,11 +3,11 @@
 Not for deciding what an answer is worth (answers.py) nor for retries (retries.py): one request, one
 verdict. Redirects, retries and decoding are off: what comes is what the server sent.
 
-A body that is wanted as bytes is read in one call into one buffer (of the ways measured on 8 MiB ranges from
-loopback the fastest: 910 MB/s and 3.0 ms CPU, against 740 MB/s and 5.0 ms for read1 and join). The price is that
-the thread cannot look at a clock meanwhile; instead whoever waits calls the flight off: that shuts the socket
-down and the thread returns at once. Before there is a head to read, the socket's own timeouts end the
-thread. A body that is wanted in a buffer given is copied there a mebibyte at a time, while it is in the
+A body that is wanted as bytes is read in one call into one buffer (of the ways measured on 8 MiB ranges
+from loopback the fastest: 910 MB/s and 3.0 ms CPU, against 740 MB/s and 5.0 ms for read1 and join). The price
+is that the thread cannot look at a clock meanwhile; instead whoever waits calls the flight off: that shuts
+the socket down and the thread returns at once. Before there is a head to read, the socket's own timeouts end
+the thread. A body that is wanted in a buffer given is copied there a mebibyte at a time, while it is in the
 processor's cache.
 
 Concurrency: any number of threads; urllib3's pool hands each its own connection.

@@ -1,4 +1,4 @@
-"""What the engine needs of buckets, of blocks and of the cache of indices. Answers are checked by the adapters."""
+"""What the engine needs of buckets, blocks and the cache of indices. Answers are checked by the adapters."""
 
 from __future__ import annotations
 

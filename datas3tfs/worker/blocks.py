@@ -52,7 +52,7 @@ class WorkerBlocks:
 
     async def push(self, data: memoryview, rows: bytes) -> tuple[int, int]:
         """Put files of *data* into the page cache: *rows* of (inode, start in *data*, length), 8 bytes each.
-        Return (files pushed, their bytes); nothing is pushed that did not come ahead, nor without a worker."""
+        Return (files pushed, their bytes): none if *data* did not come ahead, or without a worker."""
         if self._link.is_alive and self._link.is_shared(data):
             try:
                 return await self._link.push(data, rows)

@@ -1,7 +1,7 @@
 """How a mount asks its worker: one task sends, one receives, whoever asks waits for the answer.
 
-Should the worker die, everything under way raises `Gone`, and so does everything later. Concurrency: the event
-loop's.
+Should the worker die, everything under way raises `Gone`, and so does everything later. Concurrency: the
+event loop's.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class Link:
         Gone."""
         words = {"do": "check", "block": self._block(data), "start": span.start, "stop": span.stop}
         answer, _ = await self._ask(words, index)
-        return {start: text for start, text in answer["problems"]}
+        return dict(answer["problems"])
 
     async def push(self, data: memoryview, rows: bytes) -> tuple[int, int]:
         """Push files of *data* from `get_shared`: *rows* of (inode, start in *data*, length), 8 bytes each.

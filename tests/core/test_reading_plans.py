@@ -240,6 +240,43 @@ def test_numbers_in_a_row_are_those_one_by_one(first: int, count: int, back: int
     assert numbers == [inodes.datapoint(DatasetId(3), key) for key in range(first, first + count)]
 
 
+_steps = st.lists(
+    st.tuples(st.booleans(), st.integers(1, 2), st.integers(0, 40), st.integers(1, 12)), max_size=40
+)
+
+
+@given(_steps, st.sampled_from([0, 2**40 - 20, 2**63 - 60]))
+def test_a_number_never_stands_for_what_came_later(
+    steps: list[tuple[bool, int, int, int]], base: int
+) -> None:
+    """Datapoints are looked at and go, in any order: a number is that of one life of a key, for ever."""
+    inodes, lives, given_out = Inodes(), Counter[tuple[int, int]](), dict[int, tuple[int, int, int]]()
+    for goes, dataset, start, count in steps:
+        keys = range(base + start, base + start + count)
+        if goes:
+            inodes.retire(DatasetId(dataset), Span(keys.start, keys.stop))
+            lives.update((dataset, key) for key in keys)
+            continue
+        numbers = inodes.datapoints(DatasetId(dataset), keys.start, count)
+        for key, number in zip(keys, numbers, strict=True):
+            life = dataset, key, lives[dataset, key]
+            assert number == inodes.datapoint(DatasetId(dataset), key)
+            assert given_out.setdefault(number, life) == life
+    for number, (dataset, key, life) in given_out.items():
+        if life == lives[dataset, key]:
+            assert inodes.node(number) == DatapointNode(DatasetId(dataset), key)
+        else:
+            with pytest.raises(Invalid, match="gone"):
+                inodes.node(number)
+
+
+def test_what_goes_again_and_again_leaves_no_growing_table() -> None:
+    inodes = Inodes()
+    for _ in range(100):
+        inodes.retire(DatasetId(1), Span(5, 500))
+    assert len(inodes._retired[1]) == 1
+
+
 def test_no_table_grows_with_the_datapoints_looked_at() -> None:
     inodes = Inodes()
     for key in range(2**50, 2**50 + 1000):

@@ -22,7 +22,8 @@ from datas3tfs.engine.compactor import Compactor
 from datas3tfs.engine.indices import open_indices
 from datas3tfs.engine.snapshot import Removed
 from datas3tfs.fs.attributes import Attributes, Ownership
-from datas3tfs.fs.invalidate import invalidate_removed
+from datas3tfs.fs.invalidate import Invalidator
+from datas3tfs.fs.notifier import Notifier
 from datas3tfs.fs.operations import Operations
 from tests.engine.test_indices import bare_records
 from tests.harness.world import Mounted, World, new_world, open_mounted
@@ -31,7 +32,7 @@ CONTEXT = pyfuse3.RequestContext()
 
 
 @dataclass
-class FakeKernel:
+class FakeKernel(Notifier):
     """Records what it is told; *on_inode* may block or raise."""
 
     event_loop: int = field(default_factory=threading.get_ident)
@@ -39,24 +40,20 @@ class FakeKernel:
     entries: list[tuple[int, bytes]] = field(default_factory=list)
     on_inode: Callable[[int], None] = lambda inode: None
 
-    def invalidate_inode(self, inode: int, attr_only: bool = False) -> None:
+    def invalidate_inode(self, inode: int) -> None:
         assert threading.get_ident() != self.event_loop, "would wait for itself, unkillably"
         assert inode != ROOT
-        assert not attr_only, "pages too"
         self.inodes.append(inode)
         self.on_inode(inode)
 
-    def invalidate_entry(self, parent: int, name: bytes, deleted: int = 0) -> None:
+    def invalidate_entry(self, parent: int, name: bytes) -> None:
         assert threading.get_ident() != self.event_loop
         self.entries.append((parent, name))
 
 
 @pytest.fixture
-def kernel(monkeypatch: pytest.MonkeyPatch) -> FakeKernel:
-    kernel = FakeKernel()
-    monkeypatch.setattr(pyfuse3, "invalidate_inode", kernel.invalidate_inode)
-    monkeypatch.setattr(pyfuse3, "invalidate_entry", kernel.invalidate_entry)
-    return kernel
+def kernel() -> FakeKernel:
+    return FakeKernel()
 
 
 def make_operations(inner: Mounted, only: DatasetId | None = None) -> Operations:
@@ -89,13 +86,14 @@ class Following:
 
 
 @asynccontextmanager
-async def following(world: World, only: str | None = None) -> AsyncIterator[Following]:
+async def following(world: World, kernel: FakeKernel, only: str | None = None) -> AsyncIterator[Following]:
     sender, receiver = trio.open_memory_channel[Removed](16)
     async with open_mounted(world) as inner:
         operations = make_operations(inner, None if only is None else inner.snapshots.named(only).id)
         with trio.fail_after(20):
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(invalidate_removed, receiver, operations, inner.tree, inner.indices)
+                invalidator = Invalidator(inner.snapshots, inner.tree, inner.indices, operations, kernel)
+                nursery.start_soon(invalidator.run, receiver)
                 yield Following(world, inner, operations, sender, nursery.cancel_scope)
 
 
@@ -112,7 +110,7 @@ async def test_what_a_merge_has_moved_is_not_forgotten_unless_something_else_cam
     if change == "no checksums":
         for part in parts:
             world.store.objects[part.index_key] = bare_records(world, part)
-    async with following(world) as mount:
+    async with following(world, kernel) as mount:
         await mount.load(*parts)
         async with open_indices(world.cache, world.stores, world.counters) as indices:
             compactor = Compactor(world.catalog, world.catalog, world.stores, indices)
@@ -137,13 +135,15 @@ async def test_what_a_merge_has_moved_is_not_forgotten_unless_something_else_cam
 async def test_the_datapoints_of_a_removed_datarange_are_forgotten_and_no_others(kernel: FakeKernel) -> None:
     world = await new_world()
     gone, kept = await world.commit([b"x"] * 3, 10), await world.commit([b"y"] * 3)
-    async with following(world) as mount:
+    async with following(world, kernel) as mount:
         await mount.load(gone, kept)
         photos = mount.inner.snapshots.named("photos")
+        numbers = list(mount.operations.datapoint_inodes(photos, 10, 3))
         world.catalog.remove(gone.id)
         await mount.refresh()
         await mount.finish()
-    assert kernel.inodes == list(mount.operations.datapoint_inodes(photos, 10, 3))
+    assert kernel.inodes == numbers
+    assert not set(mount.operations.datapoint_inodes(photos, 10, 3)) & set(numbers), "theirs for ever"
     assert kernel.entries == [(mount.operations.dataset_inode(photos), name(key)) for key in (10, 11, 12)]
     assert mount.inner.indices.peek(gone) is None
     assert mount.inner.indices.peek(kept) is not None
@@ -153,7 +153,7 @@ async def test_the_datapoints_of_a_removed_datarange_are_forgotten_and_no_others
 async def test_every_one_of_many_is_told_whatever_its_key(kernel: FakeKernel, first: int) -> None:
     world = await new_world()
     gone = await world.commit([b""] * 5000, first)
-    async with following(world) as mount:
+    async with following(world, kernel) as mount:
         await mount.load(gone)
         photos = mount.inner.snapshots.named("photos")
         parent = pyfuse3.InodeT(mount.operations.dataset_inode(photos))
@@ -172,7 +172,7 @@ async def test_every_one_of_many_is_told_whatever_its_key(kernel: FakeKernel, fi
 async def test_what_the_kernel_cannot_know_is_not_told(kernel: FakeKernel) -> None:
     world = await new_world()
     gone, kept = await world.commit([b"x"] * 3, 10), await world.commit([b"y"])
-    async with following(world) as mount:
+    async with following(world, kernel) as mount:
         await mount.load(kept)  # the dataset is in use, but nobody has looked into the other datarange
         world.catalog.remove(gone.id)
         await mount.refresh()
@@ -186,7 +186,7 @@ async def test_what_was_known_and_has_left_memory_is_told(kernel: FakeKernel) ->
     gone = await world.commit([b"x"] * 3)
     async with open_mounted(world) as inner:
         await inner.indices.of(world.bucket_id, gone)  # so it is in the cache on disk
-    async with following(world) as mount:
+    async with following(world, kernel) as mount:
         await mount.inner.snapshots.of(gone.dataset_id)
         world.catalog.remove(gone.id)
         await mount.refresh()
@@ -197,28 +197,30 @@ async def test_what_was_known_and_has_left_memory_is_told(kernel: FakeKernel) ->
 async def test_a_removed_dataset_is_forgotten_after_its_datapoints(kernel: FakeKernel) -> None:
     world = await new_world()
     gone = await world.commit([b"x"] * 2)
-    async with following(world) as mount:
+    async with following(world, kernel) as mount:
         await mount.load(gone)
         photos = mount.inner.snapshots.named("photos")
+        numbers = mount.operations.datapoint_inodes(photos, 0, 2)
         del world.catalog.all_datasets[photos.id]
         await mount.refresh()
         await mount.finish()
     directory = mount.operations.dataset_inode(photos)
     assert kernel.entries == [(directory, name(0)), (directory, name(1)), (ROOT, b"photos")]
-    assert kernel.inodes == [*mount.operations.datapoint_inodes(photos, 0, 2), directory]
+    assert kernel.inodes == [*numbers, directory]
 
 
 async def test_the_one_dataset_at_the_root_has_its_entries_there(kernel: FakeKernel) -> None:
     world = await new_world()
     gone = await world.commit([b"x"] * 2)
-    async with following(world, only="photos") as mount:
+    async with following(world, kernel, only="photos") as mount:
         await mount.load(gone)
         photos = mount.inner.snapshots.named("photos")
+        numbers = mount.operations.datapoint_inodes(photos, 0, 2)
         del world.catalog.all_datasets[photos.id]
         await mount.refresh()
         await mount.finish()
     assert kernel.entries[:2] == [(ROOT, name(0)), (ROOT, name(1))]
-    assert kernel.inodes == list(mount.operations.datapoint_inodes(photos, 0, 2)), "the root itself: never"
+    assert kernel.inodes == list(numbers), "the root itself: never"
 
 
 async def test_what_the_kernel_does_not_know_is_silent_and_a_failure_is_a_warning(
@@ -232,7 +234,7 @@ async def test_what_the_kernel_does_not_know_is_silent_and_a_failure_is_a_warnin
     kernel.on_inode = answer
     world = await new_world()
     gone = await world.commit([b"x"] * 3)
-    async with following(world) as mount:
+    async with following(world, kernel) as mount:
         await mount.load(gone)
         world.catalog.remove(gone.id)
         await mount.refresh()
@@ -255,7 +257,7 @@ async def test_the_event_loop_goes_on_while_the_kernel_blocks(kernel: FakeKernel
     kernel.on_inode = block
     world = await new_world()
     gone = await world.commit([b"x"] * 3)
-    async with following(world) as mount:
+    async with following(world, kernel) as mount:
         await mount.load(gone)
         world.catalog.remove(gone.id)
         await mount.refresh()
@@ -278,7 +280,7 @@ async def test_it_stops_when_cancelled_although_the_kernel_blocks(kernel: FakeKe
     world = await new_world()
     gone = await world.commit([b"x"] * 3)
     try:
-        async with following(world) as mount:
+        async with following(world, kernel) as mount:
             await mount.load(gone)
             world.catalog.remove(gone.id)
             await mount.refresh()
@@ -305,7 +307,7 @@ async def test_many_datapoints_do_not_hold_up_the_event_loop(
 
     world = await new_world()
     gone = await world.commit([b""] * 30_000)
-    async with following(world) as mount:
+    async with following(world, kernel) as mount:
         await mount.load(gone)
         world.catalog.remove(gone.id)
         monkeypatch.setattr(Index, "names", watched)
