@@ -38,7 +38,7 @@ from datas3tfs.errors import Datas3tError, Unavailable
 from datas3tfs.fs.attributes import Attributes, Ownership
 from datas3tfs.fs.frontloop import FrontLoop, front_loop
 from datas3tfs.fs.invalidate import Invalidator
-from datas3tfs.fs.notifier import Notifier
+from datas3tfs.fs.notifier import Notifier, cloned
 from datas3tfs.fs.operations import Operations
 from datas3tfs.fs.readwrite import ReadWriteOperations, Writing
 from datas3tfs.worker.blocks import WorkerBlocks
@@ -153,8 +153,9 @@ async def _following(
     # Without limit: who waits for a refresh must never wait for the kernel, which may wait for that very one.
     sender, receiver = trio.open_memory_channel[Removed](math.inf)
     services, snapshots = shell.services, shell.snapshots
-    invalidator = Invalidator(snapshots, shell.tree, services.indices, operations, Notifier(device))
-    shell.link.tell({"do": "device"}, os.dup(device))
+    invalidator = Invalidator(snapshots, shell.tree, services.indices, operations, shell.blocks.forget)
+    shell.blocks.notifier = Notifier(device)
+    shell.link.tell({"do": "device"}, cloned(device))
     shell.pool.when_ahead = operations.pusher.offer
     async with services.catalog.reader.changes() as feed, background_nursery() as nursery:
         nursery.start_soon(snapshots.follow, feed, sender)

@@ -2,19 +2,17 @@
 
 Only dataranges whose index is in memory or in the disk cache can be known to the kernel. First it is judged
 whether their datapoints are gone or were moved by a merge; what is gone gives up its inode numbers, and the
-catalog's news count as settled. Then the kernel is told: a notification waits while a request for the same
-inode is under way, so that is for a worker thread, never for the event loop (notifier.py), and no judgement
-waits for it: the request may be waiting for that very one.
+catalog's news count as settled. Then the kernel is told, by another process (notifier.py): a notification
+waits while a request for the same inode is under way, and no judgement waits for it, because that request may
+be waiting for this very one.
 """
 
 from __future__ import annotations
 
-import logging
 import math
-import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 
 import trio
 
@@ -23,15 +21,12 @@ from datas3tfs.core.inodes import ROOT
 from datas3tfs.engine.indices import Indices
 from datas3tfs.engine.snapshot import Removed, Snapshots
 from datas3tfs.engine.tree import Tree
-from datas3tfs.fs.notifier import Notifier
+from datas3tfs.fs.notifier import Known
 from datas3tfs.fs.operations import Operations
-
-log = logging.getLogger(__name__)
 
 _BATCH = 2048
 
-# (parent inode, name, inode) of a directory entry the kernel may know
-_Entry = tuple[int, bytes, int]
+Forget = Callable[[Sequence[Known]], Awaitable[None]]  # tells the kernel; may take long
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +37,7 @@ class _Stale:
     index: Index
     inodes: Sequence[int]
 
-    def entries(self) -> Iterator[_Entry]:
+    def entries(self) -> Iterator[Known]:
         """Yield all of them; their names are made in batches, as there may be a million."""
         for slot in range(0, self.index.count, _BATCH):
             names = self.index.names(slot, min(_BATCH, self.index.count - slot))
@@ -54,28 +49,24 @@ class Invalidator:
     """Follows what is gone from one mount's catalog."""
 
     def __init__(
-        self, snapshots: Snapshots, tree: Tree, indices: Indices, operations: Operations, notifier: Notifier
+        self, snapshots: Snapshots, tree: Tree, indices: Indices, operations: Operations, forget: Forget
     ) -> None:
         self._snapshots = snapshots
         self._tree = tree
         self._indices = indices
         self._operations = operations
-        self._notifier = notifier
+        self._forget = forget
 
     async def run(self, removed: trio.MemoryReceiveChannel[Removed]) -> None:
         """Deal with whatever arrives on *removed*, until cancelled."""
-        stop = threading.Event()
-        sender, receiver = trio.open_memory_channel[Iterable[_Entry]](math.inf)
-        try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._tell, receiver, stop)
-                with sender:
-                    async for gone in removed:
-                        sender.send_nowait(await self._judged(gone))
-        finally:
-            stop.set()
+        sender, receiver = trio.open_memory_channel[Iterator[Known]](math.inf)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._tell, receiver)
+            with sender:
+                async for gone in removed:
+                    sender.send_nowait(await self._judged(gone))
 
-    async def _judged(self, gone: Removed) -> Iterable[_Entry]:
+    async def _judged(self, gone: Removed) -> Iterator[Known]:
         """Return what the kernel must forget, in an order to be forgotten in."""
         stale: list[_Stale] = []
         for dataset, datarange in gone.dataranges:
@@ -95,23 +86,12 @@ class Invalidator:
         ]
         return chain(chain.from_iterable(one.entries() for one in stale), directories)
 
-    async def _tell(self, news: trio.MemoryReceiveChannel[Iterable[_Entry]], stop: threading.Event) -> None:
+    async def _tell(self, news: trio.MemoryReceiveChannel[Iterator[Known]]) -> None:
         async for entries in news:
-            await trio.to_thread.run_sync(self._invalidate, entries, stop, abandon_on_cancel=True)
+            while batch := await trio.to_thread.run_sync(_batch, entries):
+                await self._forget(batch)
 
-    def _invalidate(self, entries: Iterable[_Entry], stop: threading.Event) -> None:
-        for parent, name, inode in entries:
-            if stop.is_set():
-                return
-            self._forget(parent, name, inode)
 
-    def _forget(self, parent: int, name: bytes, inode: int) -> None:
-        """Drop an entry and, if somebody holds the file open, its cached pages."""
-        try:
-            if inode != ROOT:
-                self._notifier.invalidate_inode(inode)
-            self._notifier.invalidate_entry(parent, name)
-        except FileNotFoundError:
-            pass  # the kernel does not know it
-        except OSError as exc:
-            log.warning("the kernel could not be told that %r is gone: %s", name, exc)
+def _batch(entries: Iterator[Known]) -> list[Known]:
+    """Return the next few of *entries*; in a thread, for their names are made here."""
+    return list(islice(entries, _BATCH))

@@ -1,31 +1,76 @@
 """Tell the kernel things it did not ask for: what is gone, and contents ahead of their readers.
 
-A notification waits while a request for the same inode is under way, and the event loop is who answers
-those: for worker threads (or other processes) only. Never for the root, of which the kernel knows no pages.
+A notification waits, unkillably, while a request for the same inode is under way. So it is best not made by
+the process that answers requests: were that killed meanwhile, its waiting thread would keep /dev/fuse open,
+the request unanswered, and so itself waiting, for ever. It is for another process (worker/), which has a
+device of its own (`cloned`): when the first one dies, the kernel ends the requests that were read through
+*its* device, and whoever waited for those goes on. Never for the root's pages: the kernel has none.
 """
 
 from __future__ import annotations
 
+import fcntl
+import logging
 import os
+from collections.abc import Iterable
 
+import trio
+
+from datas3tfs.core.inodes import ROOT
 from datas3tfs.fs import messages
+
+log = logging.getLogger(__name__)
+
+# (parent inode, name, inode) of a directory entry
+Known = tuple[int, bytes, int]
+
+_CLONE = 0x8004E500  # FUSE_DEV_IOC_CLONE (linux/fuse.h)
+
+
+def cloned(device: int) -> int:
+    """Return another /dev/fuse of the same mount as *device*. Raises OSError."""
+    clone = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        fcntl.ioctl(clone, _CLONE, device.to_bytes(4, "little"))
+    except BaseException:
+        os.close(clone)
+        raise
+    return clone
 
 
 class Notifier:
-    """Writes to a mount's /dev/fuse. Everything raises OSError: ENOENT if the kernel does not know the
-    inode or entry, ENODEV or the like once the mount is gone."""
+    """Writes to a mount's /dev/fuse."""
 
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
-
-    def invalidate_inode(self, inode: int) -> None:
-        """Drop what the kernel believes of an inode, its pages included."""
-        os.write(self._descriptor, messages.invalidate_inode(inode))
-
-    def invalidate_entry(self, parent: int, name: bytes) -> None:
-        """Drop the entry *name* of a directory."""
-        os.write(self._descriptor, messages.invalidate_entry(parent, name))
+    def __init__(self, device: int) -> None:
+        self._device = device
+        self._is_stopped = False  # the number of the device may soon be another file's
 
     def store(self, inode: int, content: memoryview) -> None:
-        """Put *content*, all there is, into the page cache."""
-        os.writev(self._descriptor, [messages.store(inode, len(content)), content])
+        """Put *content*, all there is, into the page cache. Raises OSError: most often ENOENT, if the kernel
+        does not know the file."""
+        os.writev(self._device, [messages.store(inode, len(content)), content])
+
+    def forget(self, entries: Iterable[Known]) -> None:
+        """Drop directory entries and, as somebody may hold the files open, their cached pages."""
+        for parent, name, inode in entries:
+            if self._is_stopped:
+                return
+            try:
+                if inode != ROOT:
+                    self._write(messages.invalidate_inode(inode))
+                self._write(messages.invalidate_entry(parent, name))
+            except FileNotFoundError:
+                pass  # the kernel does not know it
+            except OSError as exc:
+                log.warning("the kernel could not be told that %r is gone: %s", name, exc)
+
+    async def forget_here(self, entries: Iterable[Known]) -> None:
+        """Do that in a thread, for want of a worker; cancelled, it says no more."""
+        try:
+            await trio.to_thread.run_sync(self.forget, entries, abandon_on_cancel=True)
+        except trio.Cancelled:
+            self._is_stopped = True
+            raise
+
+    def _write(self, message: bytes) -> None:
+        os.write(self._device, message)

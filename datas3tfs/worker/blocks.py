@@ -6,12 +6,15 @@ Concurrency: the event loop's.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from datas3tfs.core.index import Index
 from datas3tfs.core.indexbuild import flat_index
 from datas3tfs.core.model import BucketId
 from datas3tfs.core.reads import slots_in
 from datas3tfs.core.spans import Span
 from datas3tfs.engine.loading import StoreBlocks, check_block
+from datas3tfs.fs.notifier import Known, Notifier
 from datas3tfs.objects.stores import S3Stores
 from datas3tfs.worker.link import Gone, Link
 
@@ -25,6 +28,7 @@ class WorkerBlocks:
         self._stores = stores
         self._link = link
         self._alone = StoreBlocks(stores)
+        self.notifier: Notifier | None = None  # for want of a worker
 
     async def load(self, bucket_id: BucketId, key: str, span: Span, total: int, ahead: bool) -> memoryview:
         """See ports.BlockSource. What comes ahead, or is large, comes into memory shared with the worker."""
@@ -59,3 +63,11 @@ class WorkerBlocks:
             except Gone:
                 pass
         return 0, 0
+
+    async def forget(self, entries: Sequence[Known]) -> None:
+        """Have the kernel forget directory entries. Without a worker it is done by a thread."""
+        try:
+            await self._link.forget(entries)
+        except Gone:
+            if self.notifier is not None:
+                await self.notifier.forget_here(entries)

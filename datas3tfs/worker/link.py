@@ -12,7 +12,8 @@ import mmap
 import os
 import socket
 import weakref
-from collections.abc import AsyncIterator
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass, field
 
@@ -21,6 +22,7 @@ import trio
 from datas3tfs.core.spans import Span
 from datas3tfs.engine.nurseries import background_nursery
 from datas3tfs.errors import Corrupt, Datas3tError, Invalid, NotFound, Unavailable
+from datas3tfs.fs.notifier import Known
 from datas3tfs.objects.fetching import Denied
 from datas3tfs.objects.settings import S3Settings
 from datas3tfs.worker.frames import Frames, Words, frame
@@ -50,6 +52,7 @@ class Link:
         self._asked: dict[int, _Asked] = {}
         self._last = 0
         self._blocks: weakref.WeakKeyDictionary[mmap.mmap, int] = weakref.WeakKeyDictionary()
+        self._dropped: deque[int] = deque()  # blocks nobody has any more; the collector may run anywhere
         self._outgoing, self._to_send = trio.open_memory_channel[tuple[bytes, int | None]](math.inf)
         self.is_alive = True
 
@@ -72,7 +75,7 @@ class Link:
         os.ftruncate(descriptor, span.length)
         area = mmap.mmap(descriptor, span.length, mmap.MAP_SHARED, mmap.PROT_READ)
         self._blocks[area] = block
-        weakref.finalize(area, self.tell, {"do": "drop", "block": block}).atexit = False
+        weakref.finalize(area, self._dropped.append, block).atexit = False
         await self._ask(_wanted(url, key, span, total, block), descriptor=descriptor)
         return memoryview(area)
 
@@ -88,6 +91,11 @@ class Link:
         Return (files pushed, their bytes). Raises Gone."""
         answer, _ = await self._ask({"do": "push", "block": self._block(data)}, rows)
         return answer["files"], answer["bytes"]
+
+    async def forget(self, entries: Sequence[Known]) -> None:
+        """Have the kernel forget directory entries. Raises Gone."""
+        listed = [(parent, os.fsdecode(name), inode) for parent, name, inode in entries]
+        await self._ask({"do": "forget", "entries": listed})
 
     def is_shared(self, data: memoryview) -> bool:
         """Say whether *data* came from `get_shared`."""
@@ -123,7 +131,8 @@ class Link:
 
     async def send(self) -> None:
         """Send what is to be sent, for ever."""
-        async for message, descriptor in self._to_send:
+        async for asked, descriptor in self._to_send:
+            message = self._drops() + asked
             rights = [] if descriptor is None else [_rights(descriptor)]
             try:
                 with suppress(OSError):  # it has died, as receiving tells
@@ -133,6 +142,12 @@ class Link:
             finally:
                 if descriptor is not None:
                     os.close(descriptor)
+
+    def _drops(self) -> bytes:
+        drops = b""
+        while self._dropped:
+            drops += frame({"do": "drop", "block": self._dropped.popleft()})
+        return drops
 
     async def receive(self) -> None:
         """Take answers until the worker dies."""

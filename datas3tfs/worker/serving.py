@@ -6,12 +6,13 @@
                answer with the bytes
     check      block, span; the index of what lies there: answer what is wrong (core/checking.py)
     push       block; rows of (inode, start, length): put these files into the page cache
+    forget     directory entries: have the kernel forget them
     off        the fetch with that number is not wanted any more
     drop       so is the block
 
-Concurrency: one thread reads the requests; each fetch has a thread, checks have two, pushes one of their own.
-A push waits while a READ of that file is under way, and that READ may be waiting for a fetch: so pushes hold
-up nothing but pushes. Answers go out under a lock.
+Concurrency: one thread reads the requests; each fetch has a thread, checks have two, pushes and what is to be
+forgotten one each. Telling the kernel may wait for a READ under way, and that READ for a fetch: so they hold
+up nothing but their like. Answers go out under a lock.
 """
 
 from __future__ import annotations
@@ -76,6 +77,7 @@ class _Server:
         self._getting = ThreadPoolExecutor(self._settings.parallel_gets, "get")
         self._checking = ThreadPoolExecutor(_CHECKERS, "check")
         self._pushing = ThreadPoolExecutor(1, "push")
+        self._forgetting = ThreadPoolExecutor(1, "forget")
 
     def take(self, words: Words, payload: bytes, descriptor: Callable[[], int]) -> None:
         """Begin what one message asks for."""
@@ -92,6 +94,8 @@ class _Server:
         elif what == "push":
             block = self._blocks[words["block"]]
             self._begin(self._pushing, number, lambda: self._push(payload, block))
+        elif what == "forget":
+            self._begin(self._forgetting, number, lambda: self._forget(words))
         elif what == "off":
             if (found := self._fetches.get(number)) is not None:
                 found.call_off()
@@ -140,6 +144,12 @@ class _Server:
             if place not in self._fetchers:
                 self._fetchers[place] = Fetcher(self._settings, tls=parts.scheme == "https")
             return self._fetchers[place]
+
+    def _forget(self, words: Words) -> tuple[Words, bytes]:
+        entries = ((parent, os.fsencode(name), inode) for parent, name, inode in words["entries"])
+        if self._notifier is not None:
+            self._notifier.forget(entries)
+        return {}, b""
 
     def _push(self, rows: bytes, block: mmap.mmap) -> tuple[Words, bytes]:
         """Push the files of *rows*, three numbers of 8 bytes each, in their order."""

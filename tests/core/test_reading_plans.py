@@ -1,6 +1,7 @@
 """Pieces, extents, prefetch windows and inode numbers: the arithmetic under a read."""
 
 import random
+from collections import Counter
 from itertools import pairwise
 
 import pytest
@@ -262,8 +263,8 @@ def test_a_number_never_stands_for_what_came_later(
             life = dataset, key, lives[dataset, key]
             assert number == inodes.datapoint(DatasetId(dataset), key)
             assert given_out.setdefault(number, life) == life
-    for number, (dataset, key, life) in given_out.items():
-        if life == lives[dataset, key]:
+    for number, (dataset, key, which) in given_out.items():
+        if which == lives[dataset, key]:
             assert inodes.node(number) == DatapointNode(DatasetId(dataset), key)
         else:
             with pytest.raises(Invalid, match="gone"):

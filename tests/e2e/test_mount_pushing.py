@@ -25,7 +25,7 @@ def test_listed_files_read_in_order_cost_hardly_any_read_requests(library: Libra
             folder = opened.path / "small"
             assert read_all(folder, sorted(os.listdir(folder))) == content
             counters = opened.counters()
-            assert counters.get("fuse.open") == SMALL
+            assert counters.get("fuse.open") == (SMALL if write else 0), "read-only: not opened at our door"
             assert counters.get("fuse.read") + counters.get("push.files") >= SMALL
             assert counters.get("fuse.read") < SMALL // 2, "the rest was there before it was asked for"
             # Nothing is pushed that was not fetched for somebody.
@@ -83,9 +83,7 @@ def test_keys_that_come_again_never_show_the_old_bytes_nor_change_an_open_file(
             until(lambda: not os.listdir(opened.path), what="clearing")
             stack.ingest("d", write_folder(tmp_path / "new", new))
             until(lambda: len(os.listdir(opened.path)) == len(new), what="filling")
-            pushed = opened.counters().get("push.files")
             assert read_all(opened.path, names) == {one.name: one.content for one in new}
-            assert opened.counters().get("push.files") == pushed, "somebody may have the old ones open"
             for handle, one in zip(held, old[300:310], strict=True):
                 assert read_or_fail(handle) in (one.content, None)
         finally:

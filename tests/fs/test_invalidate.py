@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import struct
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -21,6 +22,7 @@ from datas3tfs.core.spans import Span
 from datas3tfs.engine.compactor import Compactor
 from datas3tfs.engine.indices import open_indices
 from datas3tfs.engine.snapshot import Removed
+from datas3tfs.fs import messages
 from datas3tfs.fs.attributes import Attributes, Ownership
 from datas3tfs.fs.invalidate import Invalidator
 from datas3tfs.fs.notifier import Notifier
@@ -40,15 +42,25 @@ class FakeKernel(Notifier):
     entries: list[tuple[int, bytes]] = field(default_factory=list)
     on_inode: Callable[[int], None] = lambda inode: None
 
-    def invalidate_inode(self, inode: int) -> None:
-        assert threading.get_ident() != self.event_loop, "would wait for itself, unkillably"
-        assert inode != ROOT
-        self.inodes.append(inode)
-        self.on_inode(inode)
+    def __post_init__(self) -> None:
+        super().__init__(device=-1)
 
-    def invalidate_entry(self, parent: int, name: bytes) -> None:
-        assert threading.get_ident() != self.event_loop
-        self.entries.append((parent, name))
+    def _write(self, message: bytes) -> None:
+        assert threading.get_ident() != self.event_loop, "would wait for itself, unkillably"
+        length, code, unique = messages.ANSWER.unpack_from(message)
+        assert (length, unique) == (len(message), 0)
+        if code == 2:  # FUSE_NOTIFY_INVAL_INODE
+            inode, start, count = struct.unpack_from("=Qqq", message, messages.ANSWER.size)
+            assert inode != ROOT
+            assert (start, count) == (0, 0), "pages too"
+            self.inodes.append(inode)
+            self.on_inode(inode)
+        else:
+            assert code == 3  # FUSE_NOTIFY_INVAL_ENTRY
+            parent, size, _ = struct.unpack_from("=QII", message, messages.ANSWER.size)
+            name = message[messages.ANSWER.size + 16 :]
+            assert name == name[:size] + b"\0"
+            self.entries.append((parent, name[:size]))
 
 
 @pytest.fixture
@@ -92,7 +104,9 @@ async def following(world: World, kernel: FakeKernel, only: str | None = None) -
         operations = make_operations(inner, None if only is None else inner.snapshots.named(only).id)
         with trio.fail_after(20):
             async with trio.open_nursery() as nursery:
-                invalidator = Invalidator(inner.snapshots, inner.tree, inner.indices, operations, kernel)
+                invalidator = Invalidator(
+                    inner.snapshots, inner.tree, inner.indices, operations, kernel.forget_here
+                )
                 nursery.start_soon(invalidator.run, receiver)
                 yield Following(world, inner, operations, sender, nursery.cancel_scope)
 
