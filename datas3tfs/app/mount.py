@@ -22,7 +22,7 @@ from datas3tfs.app.daemon import Readiness
 from datas3tfs.app.ending import Ending
 from datas3tfs.app.fusemount import fuse_mount
 from datas3tfs.app.journals import unattended
-from datas3tfs.app.mountpoint import prepare, widen_read_ahead
+from datas3tfs.app.mountpoint import prepare
 from datas3tfs.app.services import Services, open_services
 from datas3tfs.app.writing import Written, journal_options, open_writing
 from datas3tfs.config import Settings, journals_dir
@@ -191,7 +191,7 @@ async def _serve(
                 async with _following(shell, operations, device, heartbeats=front is not None):
                     if front is not None:
                         nursery.start_soon(front[0].run, operations)
-                    widen_read_ahead(mountpoint)
+                    shell.link.tell({"do": "widen", "mountpoint": str(mountpoint)})
                     readiness.ready()
                     log.info("%s: mounted", mountpoint)
                     with ending.serving:

@@ -6,7 +6,6 @@ import errno
 import os
 import shutil
 import subprocess
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +15,6 @@ FILE_SYSTEM = "fuse.datas3tfs"
 _MOUNTINFO = Path("/proc/self/mountinfo")
 _UNMOUNT_SECONDS = 30.0
 _ANSWER_SECONDS = 5.0
-_READ_AHEAD_KIB = 1024  # instead of 128; requests are of 1 MiB at most
 _LINKS = 40  # what the kernel follows before it says ELOOP
 
 
@@ -26,7 +24,6 @@ class Mounted:
 
     path: str
     file_system: str
-    device: str  # major:minor
 
 
 def mounted_at(path: Path) -> Mounted | None:
@@ -39,7 +36,7 @@ def mounted_at(path: Path) -> Mounted | None:
         before, _, after = line.partition(" - ")
         fields = before.split(" ")
         if _unescape(fields[4]) == wanted:
-            found = Mounted(wanted, after.split(" ")[0], fields[2])
+            found = Mounted(wanted, after.split(" ")[0])
     return found
 
 
@@ -72,14 +69,6 @@ def prepare(path: Path) -> Path:
     except OSError as exc:
         raise Invalid(f"{path}: {exc.strerror}") from exc
     return target
-
-
-def widen_read_ahead(path: Path) -> None:
-    """Let the kernel read further ahead in the large files of a mount, if we may set that (root)."""
-    mounted = mounted_at(path)
-    if mounted is not None:
-        with suppress(OSError):
-            Path(f"/sys/class/bdi/{mounted.device}/read_ahead_kb").write_text(str(_READ_AHEAD_KIB))
 
 
 def require_ours(path: Path) -> Path:

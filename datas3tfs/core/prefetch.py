@@ -2,9 +2,12 @@
 
 Positions are *linear*: the objects of a dataset laid end to end in key order. Reading datapoints in
 order is then just reading forwards, across the borders of files and of objects, and a large file is
-no special case. Streams of forward reads are told apart, so that several readers at once each get
-their own window. A stream must go forward `_PROOF` times before anything is fetched for it; then its
-window starts small and doubles while the reader keeps pace.
+no special case. Streams of reads are told apart, so that several readers at once each get their own
+window. Who reads backwards reads forwards in a mirror. A stream must prove itself before anything is fetched
+for it; then its window starts small and grows while the reader keeps pace.
+
+Not every read is seen: what was pushed into the page cache is read there. So a proven stream may go on
+anywhere in what it was given, and a little beyond.
 
 This is a state machine without clock or I/O: `observe` is told of every read and answers with the
 span worth having. Whether it is fetched is the prefetcher's business.
@@ -17,16 +20,19 @@ from dataclasses import dataclass
 from datas3tfs.core.spans import Span
 
 # A read belongs to a stream if it starts at most this far behind or ahead of where the stream is: the
-# kernel's own read-ahead comes in out of order by a few of its 128 KiB requests.
-_BEHIND = 512 * 1024
+# kernel's own read-ahead comes in out of order by a few of its requests, of 1 MiB at most.
+_BEHIND = 1024 * 1024
 _AHEAD = 256 * 1024
 # Until a stream has proved itself, its reads must follow each other closely, in bytes (between
 # datapoints lie headers and padding, 10 KiB at the end of a TAR) and in time (in reads observed). A
-# random reader goes on just where some earlier read ended by chance; twice running, rarely.
-_PROOF = 2
+# random reader goes on just where some earlier read ended by chance; twice running, rarely. Nor does it go
+# on a little further again and again: who leaves out a few datapoints each time needs more steps.
 _CLOSE = 32 * 1024
+_CLOSE_STEP, _LOOSE_STEP = 5, 2
+_PROOF = 10
 _SOON = 32
 _STREAMS = 64  # readers told apart; the one idle longest is forgotten
+_GROWTH = 4  # of the window, each time half of it is read: few round trips until it hides all latency
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +40,7 @@ class PrefetchLimits:
     """How far ahead to fetch, in bytes."""
 
     first_window: int = 512 * 1024
-    largest_window: int = 16 * 1024 * 1024
+    largest_window: int = 32 * 1024 * 1024  # 30 ms of latency at 1 GB/s, or ten readers at 100 MB/s
 
 
 @dataclass(slots=True)
@@ -46,14 +52,54 @@ class _Stream:
     seen: int  # when last used, in reads observed
 
     @property
+    def is_proven(self) -> bool:
+        """Whether this is a reader, beyond reasonable doubt."""
+        return self.proof >= _PROOF
+
+    @property
     def tolerance(self) -> int:
-        """How far ahead of its position a read may start and still be this stream's: anywhere in what it
-        has been given, for of that most reads are not seen (the page cache has it)."""
-        return max(_AHEAD, self.reached - self.position) if self.proof >= _PROOF else _CLOSE
+        """How far ahead of its position a read may start and still be this stream's."""
+        return _AHEAD + (max(0, self.reached - self.position) if self.is_proven else 0)
+
+    def advance(self, read: Span) -> None:
+        """Take a read into account that is this stream's."""
+        if read.stop <= self.position:
+            return
+        if not self.is_proven:
+            if read.start < self.position:
+                return
+            self.proof += _CLOSE_STEP if read.start - self.position <= _CLOSE else _LOOSE_STEP
+        self.position = read.stop
 
 
 class PrefetchPlanner:
-    """The streams of one dataset."""
+    """The readers of one dataset."""
+
+    def __init__(self, limits: PrefetchLimits) -> None:
+        self._forwards = _Streams(limits)
+        self._backwards = _Streams(limits)
+
+    def observe(self, read: Span) -> Span | None:
+        """Take note of a read at *read*; return the span now worth having, or None.
+
+        The span borders on the read itself or on an earlier answer, and is never empty.
+        """
+        ahead = self._forwards.observe(read)
+        if ahead is not None or self._forwards.is_following(read):
+            return ahead
+        mirrored = self._backwards.observe(_mirrored(read))
+        if mirrored is None:
+            return None
+        behind = _mirrored(mirrored)
+        return Span(max(0, behind.start), behind.stop) if behind.stop > 0 else None
+
+
+def _mirrored(span: Span) -> Span:
+    return Span(-span.stop, -span.start)
+
+
+class _Streams:
+    """Those that go in one direction."""
 
     def __init__(self, limits: PrefetchLimits) -> None:
         self._limits = limits
@@ -61,24 +107,22 @@ class PrefetchPlanner:
         self._observed = 0
 
     def observe(self, read: Span) -> Span | None:
-        """Take note of a read at *read*; return the span now worth having, or None.
-
-        The span starts at the read itself or where an earlier answer ended, and is never empty.
-        """
+        """See PrefetchPlanner."""
         self._observed += 1
         stream = self._stream_of(read)
         if stream is None:
             self._add(read)
             return None
-        if stream.proof < _PROOF and self._observed - stream.seen > _SOON:
+        if not stream.is_proven and self._observed - stream.seen > _SOON:
             stream.proof = 0
         stream.seen = self._observed
-        if read.stop > stream.position and (stream.proof >= _PROOF or read.start >= stream.position):
-            stream.proof += 1
-            stream.position = read.stop
-        if stream.proof < _PROOF:
-            return None
-        return self._extend(stream, read)
+        stream.advance(read)
+        return self._extend(stream, read) if stream.is_proven else None
+
+    def is_following(self, read: Span) -> bool:
+        """Say whether *read* belongs to a proven stream."""
+        stream = self._stream_of(read)
+        return stream is not None and stream.is_proven
 
     def _stream_of(self, read: Span) -> _Stream | None:
         """Return the stream this read continues: of several, the one it continues most closely."""
@@ -94,7 +138,8 @@ class PrefetchPlanner:
         ahead = stream.reached - stream.position
         if stream.window and ahead >= stream.window // 2:
             return None
-        stream.window = min(max(2 * stream.window, self._limits.first_window), self._limits.largest_window)
+        wanted = max(_GROWTH * stream.window, self._limits.first_window)
+        stream.window = min(wanted, self._limits.largest_window)
         # Just proved, or the reader has overtaken the window: begin with this very read.
         start = stream.reached if ahead > 0 else read.start
         stream.reached = max(stream.position, start) + stream.window

@@ -46,7 +46,10 @@ class Prefetcher:
         if worth is None:
             return
         later: list[tuple[Datarange, Span]] = []
-        for datarange, span in file.snapshot.objects_in(worth):
+        objects = file.snapshot.objects_in(worth)
+        if worth.start < read.start + file.base:  # backwards: the nearest first
+            objects.reverse()
+        for datarange, span in objects:
             index = file.index if datarange.id == file.datarange.id else self._indices.peek(datarange)
             if index is not None and not later:
                 self._request(file.snapshot, datarange, index, span)

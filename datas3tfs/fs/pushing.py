@@ -30,7 +30,8 @@ from datas3tfs.engine.blocks import Extent, ObjectRef
 _WAITING = 16  # stretches: what comes faster than it can be pushed is left to READs
 _READ = 4096  # files read last, which are in the page cache already
 _BEAT_FILES = 64  # one file in so many is left out …
-_BEAT_BYTES = 4 << 20  # … or in so many bytes, if that is less: a fraction of what is fetched ahead
+_BEAT_BYTES = 2560 << 10  # … or in so many bytes, if that is less: a few times in what is fetched ahead …
+_BEATS = 4  # … or so many times in a stretch: at first, little is fetched ahead
 
 # Returns the inode numbers of the datapoints in some slots of an object; None if they are not certain.
 Numbers = Callable[[ObjectRef, Span], Sequence[int] | None]
@@ -98,4 +99,5 @@ class Pusher:
 
 def _beat(span: Span, slots: Span) -> int:
     """Return one file in how many is a heartbeat in a stretch."""
-    return max(2, min(_BEAT_FILES, _BEAT_BYTES * slots.length // span.length))
+    between = min(_BEAT_BYTES, span.length // _BEATS)
+    return max(2, min(_BEAT_FILES, between * slots.length // span.length))

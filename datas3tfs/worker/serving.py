@@ -7,6 +7,7 @@
     check      block, span; the index of what lies there: answer what is wrong (core/checking.py)
     push       block; rows of (inode, start, length): put these files into the page cache
     forget     directory entries: have the kernel forget them
+    widen      mount point: let the kernel read further ahead (fs/readahead.py)
     off        the fetch with that number is not wanted any more
     drop       so is the block
 
@@ -36,6 +37,7 @@ from datas3tfs.core.index import IndexHeader, open_index
 from datas3tfs.core.spans import Span
 from datas3tfs.errors import Datas3tError
 from datas3tfs.fs.notifier import Notifier
+from datas3tfs.fs.readahead import widen_read_ahead
 from datas3tfs.objects.fetching import Fetcher, Flight
 from datas3tfs.objects.settings import S3Settings
 from datas3tfs.worker.frames import Frames, Words, frame
@@ -103,6 +105,8 @@ class _Server:
             self._blocks.pop(words["block"], None)
         elif what == "device":
             self._notifier = Notifier(descriptor())
+        elif what == "widen":
+            self._checking.submit(widen_read_ahead, Path(words["mountpoint"]))
         elif what == "configure":
             self._settings = S3Settings(**words["settings"])
 
