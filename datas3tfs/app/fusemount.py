@@ -39,12 +39,12 @@ def fuse_mount(mountpoint: Path, options: Iterable[str]) -> Iterator[int]:
 
 
 def _mount(mountpoint: Path, options: Iterable[str]) -> int:
+    command = [_PROGRAM, "-o", ",".join(sorted(options)), "--", str(mountpoint)]
     ours, theirs = socket.socketpair()
     with ours:
         with theirs:
             done = subprocess.run(
-                [_PROGRAM, "-o", ",".join(sorted(options)), "--", str(mountpoint)],
-                env={**os.environ, "_FUSE_COMMFD": str(theirs.fileno())},
+                ["env", f"_FUSE_COMMFD={theirs.fileno()}", *command],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 capture_output=True,

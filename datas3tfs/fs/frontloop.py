@@ -89,6 +89,8 @@ class FrontLoop:
                 if exc.errno in (errno.EINTR, errno.ENOENT):  # interrupted while it was read
                     continue
                 return  # ENODEV: unmounted; ECONNABORTED
+            if not length:
+                return
             if length < messages.REQUEST.size:
                 continue  # not from a kernel
             _, opcode, unique, inode, *_ = messages.REQUEST.unpack_from(buffer)

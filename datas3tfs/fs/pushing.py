@@ -92,7 +92,9 @@ class Pusher:
             chosen &= ~np.isin(offsets, list(extent.problems))
         if heartbeats:
             beat = _beat(span, slots)
-            chosen &= (np.arange(slots.length) + (index.first + slots.start) % beat) % beat != 0
+            beats = chosen & ((np.arange(slots.length) + (index.first + slots.start) % beat) % beat == 0)
+            self._counters.add("push.heartbeats", int(np.count_nonzero(beats)))
+            chosen &= ~beats
         rows = np.column_stack((inodes, (starts - span.start).astype(np.uint64), sizes.astype(np.uint64)))
         return rows[chosen]
 

@@ -205,8 +205,10 @@ class Mount:
             self._timer.cancel()
 
     def abort(self) -> None:
-        """Abort the connection: everybody stuck in it gets an error."""
-        abort_connection(self.device)
+        """Abort the connection: everybody stuck in it gets an error. Not if the mount is gone: its device
+        number may be another mount's by now."""
+        if device_at(self.path) == self.device:
+            abort_connection(self.device)
 
     def close(self) -> None:
         """End it whatever its state. Fails if the daemon had to be forced, or left something behind."""
