@@ -1,7 +1,7 @@
 """Let the kernel read further ahead in the large files of a mount than it does by itself.
 
-For root only, through sysfs, and once the mount has answered INIT, for that answer sets it back. Blocking, and
-touches the mount: never for the process that serves it.
+For root only, through sysfs, and once the mount has answered INIT, for that answer sets it back. Blocking,
+and touches the mount: never for the process that serves it.
 """
 
 from __future__ import annotations

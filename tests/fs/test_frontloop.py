@@ -1,4 +1,4 @@
-"""The front loop between a kernel and a pyfuse3 that are sockets here: what goes through, and what does not."""
+"""The front loop between a kernel and a pyfuse3 that are sockets here: what goes through, what does not."""
 
 from __future__ import annotations
 
@@ -86,10 +86,10 @@ async def running(monkeypatch: pytest.MonkeyPatch, files: Files) -> AsyncIterato
         kernel.setblocking(False)
         with socket.socket(fileno=descriptor) as session:
             session.setblocking(False)
-            wrapped = [trio.socket.from_stdlib_socket(end) for end in (kernel, session)]
+            wrap = trio.socket.from_stdlib_socket
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(loop.run, files)
-                yield Ends(*wrapped, files, is_over)
+                yield Ends(wrap(kernel), wrap(session), files, is_over)
                 nursery.cancel_scope.cancel()
 
 

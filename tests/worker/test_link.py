@@ -29,6 +29,7 @@ from datas3tfs.worker import serving
 from datas3tfs.worker.blocks import WorkerBlocks
 from datas3tfs.worker.link import Gone, Link, open_link
 from tests.harness.faultproxy import Fault, FaultProxy, Kind
+from tests.harness.mounts import until
 from tests.harness.s3 import S3Server
 
 KEY = "datas3t/photos/dataranges/0-9.tar"
@@ -203,8 +204,8 @@ async def test_a_worker_that_dies_is_done_without(bench: Bench, caplog: pytest.L
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(under_way)
-        while not bench.proxy.requests("GET", "bytes") and bench.counters.get("s3.get") < 2:
-            await trio.sleep(0.01)
+        before = bench.proxy.requests("GET")
+        await trio.to_thread.run_sync(lambda: until(lambda: bench.proxy.requests("GET") > before))
         bench.hang_up()
     assert outcome == [bench.body[:300_000]], "begun with it, done without"
     data = await bench.load(Span(0, 300_000))
