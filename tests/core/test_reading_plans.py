@@ -154,6 +154,41 @@ def test_random_reading_fetches_nothing_ahead() -> None:
     assert sum(answer is not None for answer in answers) < len(order) // 100
 
 
+def test_reading_backwards_is_reading_forwards_in_a_mirror() -> None:
+    planner = PrefetchPlanner(LIMITS)
+    wanted: list[Span] = []
+    for position in range(5_000_000, 0, -5_000):
+        answer = planner.observe(Span(position, position + 4_500))
+        if answer is not None:
+            assert answer.start < position
+            wanted.append(answer)
+    assert wanted[0].stop == 4_994_500  # the third read is the proof
+    assert all(later.stop == before.start for before, later in pairwise(wanted))
+    assert wanted[-1].start == 0, "never before the beginning"
+    assert len(wanted) < 15
+
+
+def test_who_leaves_out_some_each_time_is_a_reader_after_a_few_more() -> None:
+    planner = PrefetchPlanner(PrefetchLimits())
+    reads = [Span(n * 150_000, n * 150_000 + 100_000) for n in range(100)]
+    answers = [planner.observe(read) for read in reads]
+    assert 3 < next(n for n, answer in enumerate(answers) if answer) < 8
+    assert sum(answer is not None for answer in answers) < 6
+
+
+def test_what_was_given_may_be_read_unseen() -> None:
+    """The page cache has it; a read further on says how far the reader is."""
+    planner = PrefetchPlanner(PrefetchLimits())
+    reached, position, answers = 0, 0, 0
+    for _ in range(200):
+        answer = planner.observe(Span(position, position + 4_000))
+        if answer is not None:
+            assert not reached or answer.start == reached, "nothing is left out, nothing twice"
+            reached, answers = answer.stop, answers + 1
+        position = position + 4_000 if not reached else reached - (reached - position) * 3 // 4
+    assert answers > 10
+
+
 def test_interleaved_readers_each_have_their_window() -> None:
     planner = PrefetchPlanner(LIMITS)
     starts = [n * 1_000_000_000 for n in range(8)]
