@@ -180,6 +180,13 @@ def journals_dir() -> Path:
     return _xdg("XDG_STATE_HOME", ".local/state") / "journals"
 
 
+def runtime_dir(cache_dir: Path) -> Path:
+    """Return where a mount may have pipes for other programs: not on a disk that is kept, if possible."""
+    if Path(os.environ.get("XDG_RUNTIME_DIR", "")).is_absolute():
+        return _xdg("XDG_RUNTIME_DIR", "")
+    return Path("/run/datas3tfs") if os.geteuid() == 0 else cache_dir / "run"
+
+
 def child_environment() -> dict[str, str]:
     """Return the few variables a child process needs; none of ours, so no secret travels by accident."""
     kept = ("PATH", "HOME", "TZ", "TMPDIR", "LD_LIBRARY_PATH")

@@ -16,6 +16,7 @@ import pyfuse3
 import trio
 
 from datas3tfs import __version__
+from datas3tfs.app.announcing import open_announcing
 from datas3tfs.app.daemon import Readiness
 from datas3tfs.app.ending import Ending
 from datas3tfs.app.journals import unattended
@@ -67,6 +68,7 @@ async def serve_mount(settings: Settings, options: MountOptions, readiness: Read
         open_snapshots(services.catalog.reader, settings.io_timeout) as snapshots,
         open_pool(services.stores, settings.memory_budget, services.counters) as pool,
         open_prefetcher(pool, services.indices, _limits(settings)) as prefetcher,
+        open_announcing(settings, services, snapshots, pool, prefetcher, options.ownership) as control,
     ):
         only = None if options.dataset is None else snapshots.named(options.dataset).id
         tree = Tree(snapshots, services.indices)
@@ -76,6 +78,7 @@ async def serve_mount(settings: Settings, options: MountOptions, readiness: Read
         sys.setswitchinterval(_SWITCH_INTERVAL)
         if options.journal_dir is None:
             operations = Operations(tree, reader, attributes, services.counters, stats, only)
+            operations.control = control
             pool.when_ahead = operations.pusher.offer
             following = _following(services, snapshots, tree, operations)
             await _serve(operations, following, mountpoint, options, readiness, None)
@@ -94,6 +97,7 @@ async def serve_mount(settings: Settings, options: MountOptions, readiness: Read
                 only,
                 writing,
             )
+            operations.control = control
             pool.when_ahead = operations.pusher.offer
             following = _following(services, snapshots, tree, operations)
             await _serve(operations, following, mountpoint, options, readiness, written)
