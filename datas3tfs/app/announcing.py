@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from datas3tfs.app.services import Services
-from datas3tfs.config import Settings, runtime_dir
+from datas3tfs.config import Settings
 from datas3tfs.core.announced import AnnouncedLimits
 from datas3tfs.engine.announcements import open_announcements
 from datas3tfs.engine.blocks import BlockPool
@@ -30,7 +30,7 @@ async def open_announcing(
     limits = AnnouncedLimits(settings.memory_budget // 4, settings.memory_budget // 2)
     async with (
         open_announcements(pool, services.indices, snapshots, limits, services.counters) as announcements,
-        open_control(announcements, runtime_dir(settings.cache_dir), owner) as control,
+        open_control(announcements, settings.pipes_dir(), owner) as control,
     ):
         prefetcher.is_announced = announcements.observe
         yield control

@@ -5,10 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import random
+import shutil
 import signal
 import stat
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -17,7 +19,7 @@ import pytest
 
 from tests.e2e.conftest import SMALL, Library
 from tests.harness.archives import key_name
-from tests.harness.mounts import Mount, refusing, until
+from tests.harness.mounts import Mount, refusing, unmount_lazily, until
 
 KINDS = pytest.mark.parametrize("write", [False, True], ids=["read-only", "read-write"])
 
@@ -296,3 +298,28 @@ def test_a_writer_that_is_killed_leaves_what_it_has_said(library: Library) -> No
         writer.send_signal(signal.SIGKILL)
         writer.wait(10)
         accepted(opened, 3)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_only_whom_the_files_belong_to_can_announce(library: Library) -> None:
+    home = Path(tempfile.mkdtemp(prefix="datas3tfs-"))  # not below pytest's, which others may not enter
+    try:
+        home.chmod(0o755)
+        (home / "mnt").mkdir()
+        options = ("--allow-other", "--uid", "65534", "--gid", "65534")
+        with library.stack.mount(*options, path=home / "mnt", env={"XDG_RUNTIME_DIR": str(home)}) as opened:
+            assert as_user(65534, way_in(opened)) == 0
+            accepted(opened, 1)
+            assert as_user(65533, way_in(opened)) != 0
+            announce(way_in(opened), "2\n")
+            accepted(opened, 2)
+    finally:
+        unmount_lazily(home / "mnt")
+        shutil.rmtree(home)
+
+
+def as_user(user: int, path: Path) -> int:
+    switch = ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups"]
+    return subprocess.run(
+        [*switch, "sh", "-c", 'echo 1 > "$0"', str(path)], timeout=30, check=False
+    ).returncode
