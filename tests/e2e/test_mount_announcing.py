@@ -261,31 +261,31 @@ def test_a_million_keys_take_eight_bytes_each(library: Library, tmp_path: Path) 
 
 
 def test_a_writer_is_no_hindrance_to_unmounting_and_is_told(library: Library, tmp_path: Path) -> None:
-    with library.stack.mount(env={"XDG_RUNTIME_DIR": str(tmp_path)}) as opened:
+    with library.stack.mount(env={"DATAS3TFS_RUNTIME_DIR": str(tmp_path / "run")}) as opened:
         file = way_in(opened).open("w", buffering=1)
         file.write("1\n")
         accepted(opened, 1)
-        assert len(os.listdir(tmp_path / "datas3tfs")) == 1
+        assert len(os.listdir(tmp_path / "run")) == 1
         library.stack.run("umount", opened.path)
         assert opened.process.wait(10) == 0
         with refusing(errno.EPIPE):
             file.write("2\n")
         with pytest.raises(BrokenPipeError):
             file.close()
-    assert os.listdir(tmp_path / "datas3tfs") == []
+    assert os.listdir(tmp_path / "run") == []
 
 
 def test_what_a_dead_mount_has_left_is_removed_by_the_next(library: Library, tmp_path: Path) -> None:
-    env, path = {"XDG_RUNTIME_DIR": str(tmp_path)}, library.stack.new_mountpoint()
+    env, path = {"DATAS3TFS_RUNTIME_DIR": str(tmp_path / "run")}, library.stack.new_mountpoint()
     with library.stack.mount(env=env) as alive:
         os.readlink(way_in(alive))
         with library.stack.mount(env=env, path=path) as opened:
             os.readlink(way_in(opened))
             opened.kill9()
-            assert len(os.listdir(tmp_path / "datas3tfs")) == 2
+            assert len(os.listdir(tmp_path / "run")) == 2
             subprocess.run(["umount", "-l", path], check=False, timeout=10)
         with library.stack.mount(env=env, path=path):
-            assert len(os.listdir(tmp_path / "datas3tfs")) == 2
+            assert len(os.listdir(tmp_path / "run")) == 2
         announce(way_in(alive), "1\n2\n")
         accepted(alive, 2)
 
@@ -307,7 +307,9 @@ def test_only_whom_the_files_belong_to_can_announce(library: Library) -> None:
         home.chmod(0o755)
         (home / "mnt").mkdir()
         options = ("--allow-other", "--uid", "65534", "--gid", "65534")
-        with library.stack.mount(*options, path=home / "mnt", env={"XDG_RUNTIME_DIR": str(home)}) as opened:
+        with library.stack.mount(
+            *options, path=home / "mnt", env={"DATAS3TFS_RUNTIME_DIR": str(home / "run")}
+        ) as opened:
             assert as_user(65534, way_in(opened)) == 0
             accepted(opened, 1)
             assert as_user(65533, way_in(opened)) != 0
