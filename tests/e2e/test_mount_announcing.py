@@ -307,9 +307,8 @@ def test_only_whom_the_files_belong_to_can_announce(library: Library) -> None:
         home.chmod(0o755)
         (home / "mnt").mkdir()
         options = ("--allow-other", "--uid", "65534", "--gid", "65534")
-        with library.stack.mount(
-            *options, path=home / "mnt", env={"DATAS3TFS_RUNTIME_DIR": str(home / "run")}
-        ) as opened:
+        env = {"DATAS3TFS_RUNTIME_DIR": str(home / "run")}
+        with library.stack.mount(*options, path=home / "mnt", env=env) as opened:
             assert as_user(65534, way_in(opened)) == 0
             accepted(opened, 1)
             assert as_user(65533, way_in(opened)) != 0
