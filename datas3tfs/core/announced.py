@@ -43,6 +43,7 @@ _DENSE_GAP = 128 * 1024
 _SPARSEST = 16
 _STRETCHES = 256  # ahead of the reader: 30 ms away, as many hide the latency of 8,000 requests a second
 _BATCHES = 16  # planned at a time: two of full size, or many of a program that announces bit by bit
+_CHUNK = 4096  # keys kept in an array, at least
 _LOST = 64  # reads of something else until the reader is looked for, doubled each time
 _TRACE = 8  # of them are looked for …
 _NEAR = 1024  # … and must be announced within so many datapoints
@@ -169,9 +170,12 @@ class Course(Generic[T]):
 
     def add(self, keys: Keys) -> None:
         """Append to the announcement: 8 bytes for each, until it is planned."""
-        if len(keys):
-            self._waiting.append(keys)
-            self.waiting += len(keys)
+        if not len(keys):
+            return
+        self.waiting += len(keys)
+        if self._waiting and len(self._waiting[-1]) < _CHUNK:  # an array takes a hundred bytes of its own
+            keys = np.concatenate((self._waiting.pop(), keys))
+        self._waiting.append(keys)
 
     def upcoming(self, start: int, count: int) -> Keys:
         """Return up to *count* of those not planned yet, from the *start*-th of them on."""

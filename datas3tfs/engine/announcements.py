@@ -44,6 +44,7 @@ _IDLE_SECONDS = 600.0  # an epoch may pause for an evaluation
 _DONE_SECONDS = 60.0  # to notice reads of what is all fetched: not every read is seen
 _ACTIVE_SECONDS = 30.0  # since the last read, until others get the share
 _QUIET = 0.02  # seconds without more keys, until those that are here are planned
+_PAUSES = 5  # at most, or who announces without a pause would wait for ever
 _MANY = 64 * 1024  # keys that are planned without waiting for more
 _AGAIN = 0.02  # seconds after which a pool that had no room is asked again …
 _REFUSED = 100  # … so often
@@ -231,7 +232,10 @@ class Announcements:
 
     async def _settled(self, one: Announcement) -> None:
         """Wait for what is being announced right now: planned together, it takes fewer requests."""
-        while not one.ended and (before := one.course.waiting) < _MANY:
+        for _ in range(_PAUSES):
+            before = one.course.waiting
+            if one.ended or before >= _MANY:
+                return
             await trio.sleep(_QUIET)
             if one.course.waiting == before:
                 return

@@ -287,6 +287,10 @@ def test_an_announcement_takes_eight_bytes_for_each_key() -> None:
     assert sum(chunk.nbytes for chunk in course._waiting) == 8_000_000
     assert course.forget_waiting() == 1_000_000
     assert course.is_issued
+    for key in range(10_000):
+        course.add(np.array([key], np.int64))
+    assert len(course._waiting) <= 3
+    assert course.upcoming(0, 10_000).tolist() == list(range(10_000))
 
 
 def test_of_what_nobody_reads_half_a_batch_is_fetched() -> None:

@@ -161,6 +161,17 @@ async def test_many_requests_are_on_their_way_at_once() -> None:
         assert most >= 32
 
 
+async def test_who_announces_without_a_pause_is_served_all_the_same() -> None:
+    world = await world_of(500)
+    async with announcing(world) as one:
+        made = one.announcements.begin(one.dataset.id)
+        for key in range(0, 500, 2):
+            await one.announcements.add(made, [key])
+            await a_moment()
+        assert one.count("prefetch.request") > 0
+        one.announcements.end(made)
+
+
 async def test_unknown_keys_are_counted_and_left_out() -> None:
     world = await world_of(100)
     async with announcing(world) as one:
