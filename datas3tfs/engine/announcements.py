@@ -57,6 +57,7 @@ class Announcement:
     dataset_id: DatasetId
     last_read: float
     course: Course[ObjectRef] = field(default_factory=Course)
+    ahead: int = 0  # bytes to fetch ahead, when that was last looked at
     granted: int = 0  # bytes it may take because all of it fits
     ended: bool = False  # nothing will be added
     news: trio.Event = field(default_factory=trio.Event)
@@ -68,6 +69,12 @@ class Announcement:
     def is_done(self) -> bool:
         """Say whether all of it was read, as far as can be seen."""
         return self.ended and self.course.is_issued and self.course.progress >= self.course.planned
+
+    @property
+    def has_work(self) -> bool:
+        """Say whether there is something to do now: its task is not woken for every read."""
+        course = self.course
+        return self.is_done or course.due(self.ahead) is not None or course.wants_more(self.ahead)
 
 
 class Announcements:
@@ -141,7 +148,7 @@ class Announcements:
             if one.course.observe(file.entry.key):
                 one.last_read = trio.current_time()
                 found = True
-            if one.course.progress != before:
+            if one.course.progress != before and one.has_work:
                 one.news.set()
         if found:
             self._counters.add("announce.read")
@@ -184,10 +191,11 @@ class Announcements:
             refused = 0
             while self._is_running(one) and not one.is_done:
                 one.news = trio.Event()
+                one.ahead = self._limits_of(one).batch // 2
                 refused = 0 if self._request_due(one) else refused + 1
                 if refused > _REFUSED:  # more than may ever be on its way
                     one.course.issued()
-                elif one.course.wants_more(self._ahead(one)):
+                elif one.course.wants_more(one.ahead):
                     await self._settled(one)
                     await self._plan(one)
                 elif not one.is_done:
@@ -217,14 +225,9 @@ class Announcements:
         since = trio.current_time() - _ACTIVE_SECONDS
         return self._limits.shared(sum(other is one or other.last_read > since for other in self))
 
-    def _ahead(self, one: Announcement) -> int:
-        """How far ahead of its reader to fetch: half a batch."""
-        return self._limits_of(one).batch // 2
-
     def _request_due(self, one: Announcement) -> bool:
         """Ask the pool for what is due; say whether it had room for all of that."""
-        ahead = self._ahead(one)
-        while (due := one.course.due(ahead)) is not None:
+        while (due := one.course.due(one.ahead)) is not None:
             if not self._pool.request(due.target, due.span):
                 return False
             one.course.issued()
