@@ -114,11 +114,11 @@ class Announcements:
 
     async def add(self, one: Announcement, keys: list[int]) -> None:
         """Append *keys* to an announcement; those that do not exist are counted and left out. Waits while
-        there is no room."""
+        there is no room; who has once waited in vain does not wait again."""
         left = np.array(keys, np.int64)
         while len(left):
             room = _KEYS - sum(other.course.waiting for other in self)
-            if not self._is_running(one) or (room <= 0 and not await self._room_is_made()):
+            if not self._is_running(one) or (room <= 0 and (one.dropped or not await self._room_is_made())):
                 self._drop(one, len(left))
                 return
             part, left = left[: max(0, room)], left[max(0, room) :]
@@ -170,9 +170,10 @@ class Announcements:
 
     def _drop(self, one: Announcement, count: int) -> None:
         if count:
+            if not one.dropped:
+                log.info("an announcement is not fetched ahead to its end: nobody reads in time")
             one.dropped += count
             self._counters.add("announce.dropped", count)
-            log.info("%d announced datapoints are not fetched ahead: nobody reads in time", count)
 
     def _remove(self, one: Announcement) -> None:
         every = self._running.get(one.dataset_id, [])

@@ -264,6 +264,10 @@ async def test_who_announces_more_than_there_is_room_for_waits_for_readers_and_n
         assert trio.current_time() - begun <= 2 * module._PATIENCE + 1
         assert made.dropped > 0
         assert made.known + made.dropped == 3000
+        begun = trio.current_time()
+        for _ in range(100):
+            await one.announcements.add(made, shuffled(1000))
+        assert trio.current_time() - begun <= 1, "it does not wait again"
 
 
 async def test_what_has_gone_meanwhile_or_fails_stops_nobody() -> None:
