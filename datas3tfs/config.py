@@ -86,6 +86,7 @@ class Settings(BaseSettings):
     batch_age: float = Field(default=5.0, ge=0, le=86_400)  # … or its oldest file was closed so long ago
     fsync: Literal["commit", "journal"] = "commit"  # what fsync waits for
     memory_budget: Size = 256 * 2**20  # bytes of read-ahead and blocks in memory
+    runtime_dir: AbsolutePath | None = None  # where mounts have pipes for other programs; None: see pipes_dir
     io_timeout: float = Field(default=30.0, gt=0, le=86_400)  # seconds until a read gives EIO
     url_life: int = Field(
         default=24 * 3600, ge=60, le=7 * 24 * 3600
@@ -136,6 +137,15 @@ class Settings(BaseSettings):
         """Return host (without brackets; all IPv4 addresses if none is given) and port of `addr`."""
         host, _, port = self.addr.rpartition(":")
         return host.strip("[]") or "0.0.0.0", int(port)
+
+    def pipes_dir(self) -> Path:
+        """Return `runtime_dir`, or what is usual: root's is one that others can get to."""
+        if self.runtime_dir is not None:
+            return self.runtime_dir
+        if os.geteuid() == 0:
+            return Path("/run/datas3tfs")
+        is_set = Path(os.environ.get("XDG_RUNTIME_DIR", "")).is_absolute()
+        return _xdg("XDG_RUNTIME_DIR", "") if is_set else self.cache_dir / "run"
 
     def require_db_url(self) -> str:
         """Return the database's URL, password included. Raises Invalid if none is set."""

@@ -18,6 +18,7 @@ import pyfuse3
 import trio
 
 from datas3tfs import __version__
+from datas3tfs.app.announcing import open_announcing
 from datas3tfs.app.daemon import Readiness
 from datas3tfs.app.ending import Ending
 from datas3tfs.app.fusemount import fuse_mount
@@ -81,6 +82,7 @@ async def serve_mount(
             blocks := WorkerBlocks(services.stores, link), settings.memory_budget, services.counters
         ) as pool,
         open_prefetcher(pool, services.indices, _limits(settings)) as prefetcher,
+        open_announcing(settings, services, snapshots, pool, prefetcher, options.ownership) as control,
     ):
         only = None if options.dataset is None else snapshots.named(options.dataset).id
         tree = Tree(snapshots, services.indices)
@@ -91,6 +93,7 @@ async def serve_mount(
         sys.setswitchinterval(_SWITCH_INTERVAL)
         if options.journal_dir is None:
             operations = Operations(tree, reader, attributes, services.counters, stats, only)
+            operations.control = control
             await _serve(shell, operations, mountpoint, options, readiness, None)
             return
         kept = journal_options(settings, options.journal_dir)
@@ -107,6 +110,7 @@ async def serve_mount(
                 only,
                 writing,
             )
+            operations.control = control
             await _serve(shell, operations, mountpoint, options, readiness, written)
 
 

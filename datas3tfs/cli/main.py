@@ -32,6 +32,7 @@ _COMMANDS = {  # in the order that --help shows
     "umount": "mounted:umount",
     "flush": "mounted:flush",
     "stats": "mounted:stats",
+    "prefetch": "prefetch:prefetch",
     "journal": "journal:app",
     "migrate": "catalog:migrate",
     "keygen": "keygen:keygen",

@@ -155,6 +155,12 @@ class Index:
         pairs = np.frombuffer(self._buffer, ">u8", 2 * count, start).astype(np.int64)
         return pairs[::2], pairs[1::2] >> 48, pairs[1::2] & _SIZE_MASK
 
+    def places_of(self, slots: Places) -> tuple[Places, Places, Places]:
+        """Return what `places` does, of datapoints anywhere."""
+        pairs = np.frombuffer(self._buffer, ">u8", 2 * self.count, HEADER_SIZE).reshape(-1, 2)
+        chosen = pairs[slots].astype(np.int64)
+        return chosen[:, 0], chosen[:, 1] >> 48, chosen[:, 1] & _SIZE_MASK
+
     def extension(self, slot: int) -> str:
         """Return the extension of the datapoint in *slot*."""
         ids = self._tail.extension_ids

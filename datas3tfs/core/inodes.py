@@ -4,7 +4,8 @@ A number is a *region* (upper 24 bits) and a low part (lower 40). Region 0 holds
 datasets (id + 1). Datapoints of dataset d with keys below 2^40 are in region d, for ids below 2^22:
 these numbers are the same in every mount on every host. Region 2^22 holds uncommitted files by their
 number in the journal: one that is removed and made again must not be taken for the old one, which somebody
-may have open; committed, it gets its number as a datapoint. Other (dataset, key / 2^40) pairs, which are
+may have open; committed, it gets its number as a datapoint. The region after it holds each dataset's hidden
+directory and what is in there (fs/control.py). Other (dataset, key / 2^40) pairs, which are
 as few as the ranges of keys in use, get one of the remaining regions when first met, for the life
 of the mount. So do keys whose datapoints are gone (`retire`): should they come again, they are other
 files, and a number never stands for other content than before.
@@ -25,7 +26,8 @@ _LOW_BITS = 40
 _LOW_MASK = (1 << _LOW_BITS) - 1
 _FIXED_REGIONS = 1 << 22
 _ENTRIES_REGION = _FIXED_REGIONS
-_FIRST_REGION = _ENTRIES_REGION + 1
+_CONTROL_REGION = _ENTRIES_REGION + 1
+_FIRST_REGION = _CONTROL_REGION + 1
 _REGIONS = 1 << 24
 
 
@@ -52,11 +54,19 @@ class EntryNode:
 
 
 @dataclass(frozen=True, slots=True)
+class ControlNode:
+    """A dataset's hidden directory, or the link in it through which one announces what will be read."""
+
+    dataset_id: DatasetId
+    is_link: bool
+
+
+@dataclass(frozen=True, slots=True)
 class RootNode:
     """The top directory."""
 
 
-Node = RootNode | DatasetNode | DatapointNode | EntryNode
+Node = RootNode | DatasetNode | DatapointNode | EntryNode | ControlNode
 _Region = tuple[int, int, int]  # dataset, key / 2^40, life
 
 
@@ -84,6 +94,8 @@ class Inodes:
             return node.dataset_id + 1
         if isinstance(node, EntryNode):
             return _ENTRIES_REGION << _LOW_BITS | node.entry & _LOW_MASK
+        if isinstance(node, ControlNode):
+            return _CONTROL_REGION << _LOW_BITS | (node.dataset_id << 1 | node.is_link) & _LOW_MASK
         return self.datapoint(node.dataset_id, node.key)
 
     def datapoint(self, dataset_id: DatasetId, key: int) -> int:
@@ -115,9 +127,11 @@ class Inodes:
             return RootNode() if low == ROOT else DatasetNode(DatasetId(low - 1))
         if region == _ENTRIES_REGION:
             return EntryNode(EntryId(low))
+        if region == _CONTROL_REGION and low >> 1:
+            return ControlNode(DatasetId(low >> 1), bool(low & 1))
         if region < _FIXED_REGIONS:
             dataset_id, key, life = region, low, 0
-        elif region - _FIRST_REGION < len(self._known):
+        elif 0 <= region - _FIRST_REGION < len(self._known):
             dataset_id, high, life = self._known[region - _FIRST_REGION]
             key = high << _LOW_BITS | low
         else:

@@ -7,11 +7,12 @@ for its bytes; what lies in the following objects needs their indices first, so 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import trio
 
+from datas3tfs.core.checksums import CHUNK
 from datas3tfs.core.index import Index
 from datas3tfs.core.model import Datarange, DatasetId
 from datas3tfs.core.prefetch import PrefetchLimits, PrefetchPlanner
@@ -38,9 +39,13 @@ class Prefetcher:
         self._indices = indices
         self._limits = limits
         self._planners: dict[DatasetId, PrefetchPlanner] = {}
+        # Hears of every read; says whether it was announced, and so is somebody else's to fetch ahead.
+        self.is_announced: Callable[[OpenDatapoint], bool] = lambda file: False
 
     def observe(self, file: OpenDatapoint, read: Span) -> None:
         """Take note that *read* (a span of the object) of *file* is wanted now."""
+        if self.is_announced(file) and file.entry.size <= CHUNK:
+            return
         planner = self._planners.setdefault(file.dataset.id, PrefetchPlanner(self._limits))
         worth = planner.observe(read.shifted(file.base))
         if worth is None:

@@ -49,6 +49,14 @@ class Attributes:
         """Return the attributes of a dataset's directory."""
         return self._directory(inode, dataset.updated_ns, 2)
 
+    def control(self, dataset: Dataset, inode: int, *, is_link: bool) -> pyfuse3.EntryAttributes:
+        """Return the attributes of a dataset's hidden directory, or of the link in it."""
+        attributes = self._directory(inode, dataset.updated_ns, 1 if is_link else 2)
+        if is_link:
+            attributes.st_mode = pyfuse3.ModeT(stat.S_IFLNK | 0o777)
+            attributes.st_size = 0  # where it leads is another place each time
+        return attributes
+
     def datapoint(self, file: OpenDatapoint, inode: int) -> pyfuse3.EntryAttributes:
         """Return the attributes of a datapoint."""
         attributes = self.blank()

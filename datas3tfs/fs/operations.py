@@ -16,8 +16,9 @@ from collections.abc import Callable, Sequence
 
 import pyfuse3
 
+from datas3tfs.core.announcing import DIRECTORY, LINK
 from datas3tfs.core.counters import Counters
-from datas3tfs.core.inodes import ROOT, DatapointNode, DatasetNode, EntryNode, Inodes, RootNode
+from datas3tfs.core.inodes import ROOT, ControlNode, DatapointNode, DatasetNode, EntryNode, Inodes, RootNode
 from datas3tfs.core.model import Dataset, DatasetId
 from datas3tfs.core.names import NAME_LIMIT
 from datas3tfs.core.spans import Span
@@ -27,17 +28,18 @@ from datas3tfs.engine.reader import Reader
 from datas3tfs.engine.tree import OpenDatapoint, Tree
 from datas3tfs.errors import Invalid, NotFound
 from datas3tfs.fs.attributes import Attributes
+from datas3tfs.fs.control import Control
 from datas3tfs.fs.errnos import answers_errno
 from datas3tfs.fs.handles import Handles
 from datas3tfs.fs.listing import Listing
 from datas3tfs.fs.pushing import Pusher
-from datas3tfs.fs.xattrs import STATS, datapoint_xattrs, dataset_xattrs
+from datas3tfs.fs.xattrs import PREFETCH, STATS, datapoint_xattrs, dataset_xattrs
 
 _STATFS_BLOCK = 4096
 _RECENT = 1024  # files read without being opened of which we remember where they are
 
 
-ReadNode = RootNode | DatasetNode | DatapointNode
+ReadNode = RootNode | DatasetNode | DatapointNode | ControlNode
 
 
 class Operations(pyfuse3.Operations):
@@ -65,6 +67,7 @@ class Operations(pyfuse3.Operations):
         self._directories: Handles[ReadNode] = Handles()
         self._recent: OrderedDict[int, OpenDatapoint] = OrderedDict()  # read last without being opened
         self.pusher = Pusher(self._numbers_of, counters)
+        self.control: Control | None = None  # where one announces what will be read
 
     # -- looking things up -------------------------------------------------------------------------
 
@@ -78,8 +81,14 @@ class Operations(pyfuse3.Operations):
             dataset = self._tree.dataset_named(text)
             return self._attributes.dataset(dataset, self._inodes.number(DatasetNode(dataset.id)))
         if isinstance(parent, DatasetNode):
+            if text == DIRECTORY and self.control is not None:
+                return self._control_attributes(ControlNode(parent.dataset_id, is_link=False))
             file = await self._tree.lookup(parent.dataset_id, text)
             return self._attributes.datapoint(file, self._inode_of(file))
+        if isinstance(parent, ControlNode) and not parent.is_link:
+            if text == LINK:
+                return self._control_attributes(ControlNode(parent.dataset_id, is_link=True))
+            raise NotFound(f"{text}: not in {DIRECTORY}")
         raise pyfuse3.FUSEError(errno.ENOTDIR)
 
     @answers_errno
@@ -90,6 +99,8 @@ class Operations(pyfuse3.Operations):
             return self._attributes.root(self._tree.datasets(), inode)
         if isinstance(node, DatasetNode):
             return self._attributes.dataset(self._tree.dataset(node.dataset_id), inode)
+        if isinstance(node, ControlNode):
+            return self._control_attributes(node)
         return self._attributes.datapoint(await self._tree.locate(node.dataset_id, node.key), inode)
 
     async def forget(self, inode_list: Sequence[tuple[pyfuse3.InodeT, int]]) -> None:
@@ -101,7 +112,7 @@ class Operations(pyfuse3.Operations):
     async def opendir(self, inode: pyfuse3.InodeT, ctx: pyfuse3.RequestContext) -> pyfuse3.FileHandleT:
         self._counters.add("fuse.opendir")
         node = self._node(inode)
-        if isinstance(node, DatapointNode):
+        if isinstance(node, DatapointNode) or (isinstance(node, ControlNode) and node.is_link):
             raise pyfuse3.FUSEError(errno.ENOTDIR)
         return self._directories.add(node)
 
@@ -111,6 +122,10 @@ class Operations(pyfuse3.Operations):
         node = self._directories.get(fh)
         if isinstance(node, DatasetNode):
             await self._listing.datapoints(node.dataset_id, start_id, token)
+        elif isinstance(node, ControlNode):
+            link = self._control_attributes(ControlNode(node.dataset_id, is_link=True))
+            if not start_id:
+                pyfuse3.readdir_reply(token, pyfuse3.FileNameT(LINK.encode()), link, 1)
         else:
             self._listing.datasets(start_id, token)
 
@@ -199,6 +214,15 @@ class Operations(pyfuse3.Operations):
     # -- the rest ----------------------------------------------------------------------------------
 
     @answers_errno
+    async def readlink(self, inode: pyfuse3.InodeT, ctx: pyfuse3.RequestContext) -> pyfuse3.FileNameT:
+        """The one link there is leads to a new pipe each time."""
+        node = self._node(inode)
+        if not isinstance(node, ControlNode) or not node.is_link or self.control is None:
+            raise pyfuse3.FUSEError(errno.EINVAL)
+        dataset = self._tree.dataset(node.dataset_id)
+        return pyfuse3.FileNameT(self.control.new_pipe(dataset.id))
+
+    @answers_errno
     async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
         """Real figures: bytes and datapoints of what is shown, and nothing free, as it is read-only."""
         shown = self._tree.datasets() if self._only is None else [self._tree.dataset(self._only)]
@@ -217,6 +241,10 @@ class Operations(pyfuse3.Operations):
         text = os.fsdecode(name)
         if text == STATS and inode == ROOT:
             return json.dumps(self._stats()).encode()
+        if text.startswith(PREFETCH) and self.control is not None:
+            result = self.control.result(text.removeprefix(PREFETCH))
+            if result is not None:
+                return json.dumps(result).encode()
         values = await self._xattrs(inode) if text.startswith("user.") else {}
         if text not in values:
             raise pyfuse3.FUSEError(pyfuse3.ENOATTR)
@@ -230,7 +258,7 @@ class Operations(pyfuse3.Operations):
 
     async def _xattrs(self, inode: int) -> dict[str, str]:
         node = self._node(inode)
-        if isinstance(node, RootNode):
+        if isinstance(node, RootNode | ControlNode):
             return {}
         if isinstance(node, DatasetNode):
             return dataset_xattrs(self._tree.dataset(node.dataset_id))
@@ -248,6 +276,10 @@ class Operations(pyfuse3.Operations):
         if isinstance(node, EntryNode):
             raise NotFound(f"inode {inode} is unknown")
         return node
+
+    def _control_attributes(self, node: ControlNode) -> pyfuse3.EntryAttributes:
+        dataset = self._tree.dataset(node.dataset_id)
+        return self._attributes.control(dataset, self._inodes.number(node), is_link=node.is_link)
 
     def _inode_of(self, file: OpenDatapoint) -> int:
         return self._inodes.datapoint(file.dataset.id, file.entry.key)

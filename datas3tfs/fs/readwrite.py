@@ -15,8 +15,9 @@ from dataclasses import dataclass
 
 import pyfuse3
 
+from datas3tfs.core.announcing import DIRECTORY
 from datas3tfs.core.counters import Counters
-from datas3tfs.core.inodes import ROOT, DatapointNode, DatasetNode, EntryNode, RootNode
+from datas3tfs.core.inodes import ROOT, ControlNode, DatapointNode, DatasetNode, EntryNode, RootNode
 from datas3tfs.core.model import Dataset, DatasetId
 from datas3tfs.engine.committer import Committer
 from datas3tfs.engine.datasets import Datasets
@@ -291,6 +292,8 @@ class ReadWriteOperations(Operations):
         """Return an uncommitted file. Raises Forbidden if it is committed, NotFound."""
         entry = self._entries.named(dataset_id, name)
         if entry is None:
+            if name == DIRECTORY and self.control is not None:
+                raise Forbidden(f"{name}: every dataset has it")
             await self._tree.lookup(dataset_id, name)
             raise Forbidden(f"{name}: it is committed, and datapoints never change")
         return entry
@@ -381,7 +384,7 @@ class ReadWriteOperations(Operations):
     def _dataset_at(self, inode: int) -> Dataset:
         """Return the dataset whose directory *inode* is. Raises Forbidden for the root."""
         node = self._entry_or_node(inode)
-        if isinstance(node, RootNode):
+        if isinstance(node, RootNode | ControlNode):
             raise Forbidden("files belong into a dataset's directory: make one with mkdir")
         if not isinstance(node, DatasetNode):
             raise pyfuse3.FUSEError(errno.ENOTDIR)

@@ -9,6 +9,7 @@ from datas3tfs.engine.tree import OpenDatapoint
 PREFIX = "user.datas3t."
 STATS = PREFIX + "stats"  # of the mount's root: JSON, for `datas3tfs stats`; not listed
 FLUSH = PREFIX + "flush"  # of the mount's root: setting it commits all; it says why that failed
+PREFETCH = PREFIX + "prefetch."  # of a dataset, and the number of an announcement: JSON, what came of it
 
 
 def entry_xattrs(entry: Entry) -> dict[str, str]:

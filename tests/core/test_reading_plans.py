@@ -12,7 +12,16 @@ from datas3tfs.core.checksums import CHUNK
 from datas3tfs.core.extents import Extents
 from datas3tfs.core.index import Index, open_index
 from datas3tfs.core.indexbuild import IndexBuilder
-from datas3tfs.core.inodes import ROOT, DatapointNode, DatasetNode, EntryNode, Inodes, Node, RootNode
+from datas3tfs.core.inodes import (
+    ROOT,
+    ControlNode,
+    DatapointNode,
+    DatasetNode,
+    EntryNode,
+    Inodes,
+    Node,
+    RootNode,
+)
 from datas3tfs.core.journalrecords import EntryId
 from datas3tfs.core.model import DatasetId
 from datas3tfs.core.prefetch import PrefetchLimits, PrefetchPlanner
@@ -227,6 +236,7 @@ keys, small_keys = st.integers(0, 2**63 - 1), st.integers(0, 2**40 - 1)
 nodes: st.SearchStrategy[Node] = st.one_of(
     st.just(RootNode()),
     st.integers(1, 2**40 - 1).map(lambda i: EntryNode(EntryId(i))),
+    st.tuples(st.integers(1, 2**39 - 1), st.booleans()).map(lambda t: ControlNode(DatasetId(t[0]), t[1])),
     st.integers(1, 2**39).map(lambda i: DatasetNode(DatasetId(i))),
     st.tuples(st.integers(1, 2**30), st.integers(0, 2**63 - 1)).map(
         lambda t: DatapointNode(DatasetId(t[0]), t[1])

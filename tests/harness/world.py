@@ -16,7 +16,7 @@ from datas3tfs.core.prefetch import PrefetchLimits
 from datas3tfs.engine.blocks import BlockPool, open_pool
 from datas3tfs.engine.indices import Indices, open_indices
 from datas3tfs.engine.loading import StoreBlocks
-from datas3tfs.engine.prefetcher import open_prefetcher
+from datas3tfs.engine.prefetcher import Prefetcher, open_prefetcher
 from datas3tfs.engine.reader import Reader
 from datas3tfs.engine.snapshot import Snapshots, open_snapshots
 from datas3tfs.engine.tree import Tree
@@ -86,6 +86,7 @@ class Mounted:
     snapshots: Snapshots
     indices: Indices
     pool: BlockPool
+    prefetcher: Prefetcher
     tree: Tree
     reader: Reader
 
@@ -116,4 +117,4 @@ async def open_mounted(
     ):
         tree = Tree(snapshots, indices)
         reader = Reader(tree, pool, prefetcher, timeout, world.counters)
-        yield Mounted(world, snapshots, indices, pool, tree, reader)
+        yield Mounted(world, snapshots, indices, pool, prefetcher, tree, reader)
