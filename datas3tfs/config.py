@@ -180,6 +180,11 @@ def journals_dir() -> Path:
     return _xdg("XDG_STATE_HOME", ".local/state") / "journals"
 
 
+def ledgers_dir() -> Path:
+    """Return where commands note what they upload while it is under way, by server or installation."""
+    return _xdg("XDG_STATE_HOME", ".local/state") / "uploads"
+
+
 def child_environment() -> dict[str, str]:
     """Return the few variables a child process needs; none of ours, so no secret travels by accident."""
     kept = ("PATH", "HOME", "TZ", "TMPDIR", "LD_LIBRARY_PATH")

@@ -114,7 +114,7 @@ async def _ingest(
     if not sources:
         raise Invalid("there are no files in what was given")
     committed: list[DatarangeInfo] = []
-    async with open_client(chosen, sweeps=True) as client:
+    async with open_client(chosen, writes=True) as client:
         first = await client.first_key(name, start)
         if first < 0 or first + len(sources) > KEY_LIMIT:
             raise Invalid(f"{len(sources)} keys from {first} on do not fit below 2^63")
@@ -151,7 +151,7 @@ async def _upload_tar(chosen: Settings, name: str, path: Path, resume: Path | No
     from datas3tfs.app.clients import open_client
     from datas3tfs.client.scanning import ScannedTar, scan_tar
 
-    async with open_client(chosen, sweeps=True) as client:
+    async with open_client(chosen, writes=True) as client:
         await client.first_key(name)  # there is such a dataset
         with output.progress(f"check {path.name}", _size_of(path), in_bytes=True) as advance:
 

@@ -28,6 +28,7 @@ from datas3tfs.client.connections import open_pool, quiet_libraries
 from datas3tfs.client.datapoints import Content, Datapoint
 from datas3tfs.client.downloading import Downloaded, download_tar
 from datas3tfs.client.flow import Flows, Places
+from datas3tfs.client.ledger import Ledger
 from datas3tfs.client.reading import Reading
 from datas3tfs.client.resumption import Pending, ResumeFile
 from datas3tfs.client.retrying import Retrier
@@ -41,8 +42,8 @@ from datas3tfs.client.verifying import Report, verify
 from datas3tfs.client.walking import Walked
 from datas3tfs.core.names import KEY_LIMIT
 from datas3tfs.core.spans import Span
-from datas3tfs.errors import Conflict, Invalid
-from datas3tfs.wire.answers import BucketInfo, Cleared, DatarangeInfo, DatasetInfo, Imported
+from datas3tfs.errors import Conflict, Invalid, NotFound
+from datas3tfs.wire.answers import BucketInfo, Cleared, DatarangeInfo, DatasetInfo, Imported, UploadInfo
 
 DATARANGE_BYTES = 256 << 20  # of a TAR that `ingest` makes, about
 
@@ -68,7 +69,8 @@ class AsyncClient:
     """A client of the server at *url*, to be used as `async with AsyncClient(…) as client`.
 
     *token* is shown to that server and to nobody else. *ca_file*: certificates of authorities to trust
-    instead of the system's. *transport* replaces the network (for a server in this process).
+    instead of the system's. *ledger*: a directory to note uploads in while they are under way, for
+    `give_up_dead`. *transport* replaces the network (for a server in this process).
     """
 
     def __init__(
@@ -78,12 +80,14 @@ class AsyncClient:
         token: str | None = None,
         ca_file: Path | None = None,
         tuning: Tuning | None = None,
+        ledger: Path | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self._url = _checked_url(url)
         self._headers = _credentials(token)
         self._ca_file = ca_file
         self._tuning = tuning or Tuning()
+        self._ledger = Ledger(ledger)
         self._transport = transport
         self._opened: _Open | None = None
 
@@ -107,7 +111,7 @@ class AsyncClient:
             places = Places(tuning.parallel)
             server = Server(Api(pool, Retrier(tuning, patience), tuning, self._url))
             storage = Storage(storage_pool, Retrier(tuning, tuning.patience), tuning)
-            uploader = Uploader(server, storage, places, tuning)
+            uploader = Uploader(server, storage, places, tuning, self._ledger)
             reading = Reading(server, Flows(storage, tasks, places, tuning))
             self._opened = _Open(stack.pop_all(), server, uploader, reading)
         return self
@@ -252,6 +256,25 @@ class AsyncClient:
         """Commit one batch of an ingest. Raises as `ingest`."""
         body = ComposedBody(batch)
         return await self._open.uploader.upload(dataset, body, progress)
+
+    async def uploads(self, dataset: str) -> list[UploadInfo]:
+        """Return the uploads in flight to a dataset, by key: those that hold keys, and merges that clients
+        make. Raises NotFound."""
+        return await self._open.server.uploads(dataset)
+
+    async def cancel_upload(self, upload_id: int) -> None:
+        """Give up an upload in flight, or a merge that a client makes, whoever has begun it: its keys are
+        free, and what it has stored goes. It may be gone. Raises Conflict (it is published), NotFound."""
+        server = self._open.server
+        try:
+            await server.cancel(upload_id)
+        except NotFound:
+            await server.cancel_aggregate(upload_id)
+
+    async def give_up_dead(self) -> int:
+        """Give up the uploads that processes of this machine with the same *ledger* have left behind: they
+        were killed, and nobody works on them any more. Return how many."""
+        return await self._open.uploader.give_up_dead()
 
     # -- reading -----------------------------------------------------------------------------------
 

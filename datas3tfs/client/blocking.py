@@ -28,7 +28,7 @@ from datas3tfs.client.scanning import ScannedTar
 from datas3tfs.client.sources import Ingested, batches, numbered
 from datas3tfs.client.tuning import Tuning
 from datas3tfs.client.verifying import Report
-from datas3tfs.wire.answers import BucketInfo, Cleared, DatarangeInfo, DatasetInfo, Imported
+from datas3tfs.wire.answers import BucketInfo, Cleared, DatarangeInfo, DatasetInfo, Imported, UploadInfo
 
 T = TypeVar("T")
 
@@ -39,9 +39,15 @@ class Client(AbstractContextManager["Client"]):
     """A client of the server at *url*, to be used as `with Client(…) as client`; see AsyncClient."""
 
     def __init__(
-        self, url: str, *, token: str | None = None, ca_file: Path | None = None, tuning: Tuning | None = None
+        self,
+        url: str,
+        *,
+        token: str | None = None,
+        ca_file: Path | None = None,
+        tuning: Tuning | None = None,
+        ledger: Path | None = None,
     ) -> None:
-        self._inner = AsyncClient(url, token=token, ca_file=ca_file, tuning=tuning)
+        self._inner = AsyncClient(url, token=token, ca_file=ca_file, tuning=tuning, ledger=ledger)
         self._stack: ExitStack | None = None
         self._portal: BlockingPortal | None = None
 
@@ -157,6 +163,18 @@ class Client(AbstractContextManager["Client"]):
             if committed is not None:
                 committed(done[-1], batch.sources)
         return done
+
+    def uploads(self, dataset: str) -> list[UploadInfo]:
+        """See AsyncClient.uploads."""
+        return self._call(lambda: self._inner.uploads(dataset))
+
+    def cancel_upload(self, upload_id: int) -> None:
+        """See AsyncClient.cancel_upload."""
+        self._call(lambda: self._inner.cancel_upload(upload_id))
+
+    def give_up_dead(self) -> int:
+        """See AsyncClient.give_up_dead."""
+        return self._call(self._inner.give_up_dead)
 
     # -- reading -----------------------------------------------------------------------------------
 

@@ -106,7 +106,13 @@ def command(site: Site, *words: str | Path, proxied: bool = True) -> subprocess.
     url = site.api.endpoint if proxied else site.server.url
     return subprocess.Popen(
         [sys.executable, "-m", "datas3tfs", *map(str, words)],
-        env=kept | {"DATAS3TFS_SERVER_URL": url, "LC_ALL": "C.UTF-8", "XDG_CONFIG_HOME": "/nonexistent"},
+        env=kept
+        | {
+            "DATAS3TFS_SERVER_URL": url,
+            "LC_ALL": "C.UTF-8",
+            "XDG_CONFIG_HOME": "/nonexistent",
+            "XDG_STATE_HOME": str(site.stack.home / "state"),
+        },
         cwd=ROOT,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -158,6 +164,106 @@ def all_arrived(site: Site, count: int) -> bool:
     (upload,) = client.list_multipart_uploads(Bucket=bucket)["Uploads"]
     parts = client.list_parts(Bucket=bucket, Key=upload["Key"], UploadId=upload["UploadId"]).get("Parts", [])
     return len(parts) == count
+
+
+@pytest.mark.parametrize("moment", [Moment.ASKED, Moment.ANSWERED])
+def test_an_upload_that_died_as_it_began_is_gone_on_with(
+    fragile: Site, moment: Moment, tmp_path: Path
+) -> None:
+    """The attempt is on disk before the server is asked: the repeated start is the same upload."""
+    archive, dataset = packed(tmp_path, samples([25 * MIB, 10])), fragile.dataset()
+    state, seen = tmp_path / "state", threading.Event()
+
+    def witness(now: Moment, method: str, path: str) -> bool:
+        if now is moment and path.endswith("/api/v1/upload-datarange"):
+            first.kill()
+            seen.set()
+            return True
+        return False
+
+    fragile.api.witness = witness
+    first = command(fragile, "upload-tar", dataset, archive, "--resume", state)
+    try:
+        assert seen.wait(60)
+        first.communicate(timeout=30)
+    finally:
+        fragile.api.witness = lambda now, method, path: False
+        first.kill()
+        first.communicate()
+    begun = fragile.stack.sql("SELECT count(*) FROM datarange_uploads")
+    assert begun == ("1" if moment is Moment.ANSWERED else "0")
+    assert json.loads(state.read_text())["upload_id"] == 0
+    done = finished(command(fragile, "upload-tar", dataset, archive, "--resume", state, "--json"))
+    assert done.returncode == 0, done.stderr
+    assert not state.exists()
+    assert fragile.leftovers() == []
+
+
+@pytest.mark.parametrize("kind", ["over HTTP", "with the database"])
+def test_what_was_killed_is_in_the_way_of_nobody_on_this_machine(
+    fragile: Site, kind: str, tmp_path: Path
+) -> None:
+    """SIGKILL in the middle of an ingest; the same again just works, while one that lives is left alone."""
+    packed(tmp_path, PARTS)
+    dataset, folder = fragile.dataset(), tmp_path / "packed"
+
+    def ingest(*words: str) -> subprocess.Popen[str]:
+        if kind == "over HTTP":
+            return command(fragile, "ingest", dataset, folder, *words)
+        arguments = [sys.executable, "-m", "datas3tfs", "ingest", dataset, str(folder), *words]
+        environ, pipe = fragile.stack.environ, subprocess.PIPE
+        return subprocess.Popen(arguments, env=environ, cwd=ROOT, stdout=pipe, stderr=pipe, text=True)
+
+    fragile.s3.add(Fault(Kind.STALL_HEAD, method="PUT", path=SIGNED))
+    dying, living = ingest("--start", "0"), ingest("--start", "1000")
+    try:
+        until(lambda: fragile.s3.requests("PUT", SIGNED) >= 8, 60, "the parts being sent")
+        dying.kill()
+        dying.communicate()
+        fragile.s3.clear()  # what stalls hangs up: the living one goes on
+        again = finished(ingest("--start", "0"))
+        assert again.returncode == 0, again.stderr
+        lived = finished(living)
+        assert lived.returncode == 0, lived.stderr
+    finally:
+        for process in (dying, living):
+            process.kill()
+            process.communicate()
+    with Client(fragile.server.url) as client:
+        assert [one.min_datapoint_key for one in client.dataranges(dataset)] == [0, 1000]
+        assert client.uploads(dataset) == []
+    assert fragile.leftovers() == []
+    assert not list((fragile.stack.home / "state").rglob("*.upload"))
+
+
+def test_what_was_killed_elsewhere_is_named_listed_and_cancelled(fragile: Site, tmp_path: Path) -> None:
+    """As from another machine: nothing here tells that it is dead."""
+    packed(tmp_path, PARTS)
+    dataset, folder = fragile.dataset(), tmp_path / "packed"
+    fragile.s3.add(Fault(Kind.STALL_HEAD, method="PUT", path=SIGNED))
+    dying = command(fragile, "ingest", dataset, folder)
+    try:
+        until(lambda: fragile.s3.requests("PUT", SIGNED) >= 4, 60, "the parts being sent")
+    finally:
+        dying.kill()
+        dying.communicate()
+    fragile.s3.clear()
+    for note in (fragile.stack.home / "state").rglob("*.upload"):
+        note.unlink()
+    listed = json.loads(finished(command(fragile, "upload", "list", dataset, "--json")).stdout)
+    assert [(one["kind"], one["first_key"], one["last_key"]) for one in listed] == [("upload", 0, 2)]
+    number = str(listed[0]["id"])
+    said = refusal(finished(command(fragile, "ingest", dataset, folder)))
+    assert f"upload {number} of datapoints 0 to 2" in said
+    assert listed[0]["expires"] in said
+    assert "--yes" in refusal(finished(command(fragile, "upload", "cancel", number)))
+    for _ in range(2):
+        done = finished(command(fragile, "upload", "cancel", number, "--yes", "--json"))
+        assert (done.returncode, json.loads(done.stdout)) == (0, {"id": int(number)})
+    assert finished(command(fragile, "ingest", dataset, folder)).returncode == 0
+    assert json.loads(finished(command(fragile, "upload", "list", dataset, "--json")).stdout) == []
+    assert "there is none" in refusal(finished(command(fragile, "upload", "cancel", "987654321", "--yes")))
+    assert fragile.leftovers() == []
 
 
 @pytest.mark.parametrize("end", ["completed", "cancelled", "never begun"])
