@@ -97,6 +97,7 @@ class Settings(BaseSettings):
     allow_endpoints: Words = ()  # S3 endpoints that may be registered over HTTP: host, host:port or "*"
     server_url: str | None = None  # the `serve` that commands and clients use, instead of a database
     server_token: SecretStr | None = None  # what they show there
+    server_ca_file: AbsolutePath | None = None  # whose certificate they believe it (PEM); None: the system's
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     @field_validator("db_url")

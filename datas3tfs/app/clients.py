@@ -37,7 +37,8 @@ async def open_client(
     token = None if settings.server_token is None else settings.server_token.get_secret_value()
     tuning = Tuning(patience=max(Tuning().patience, settings.io_timeout))
     ledger = ledgers_dir() / re.sub(r"[^A-Za-z0-9.-]+", "_", url)
-    async with AsyncClient(url, token=token, tuning=tuning, ledger=ledger) as client:
+    ca_file = settings.server_ca_file
+    async with AsyncClient(url, token=token, ca_file=ca_file, tuning=tuning, ledger=ledger) as client:
         if writes:
             await client.give_up_dead()
         yield client

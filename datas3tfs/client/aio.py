@@ -9,7 +9,6 @@ memory stays bounded. Requests ahead of a reader run in a task group that the cl
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from pyroaring import BitMap64
 
 from datas3tfs.client.api import Api
 from datas3tfs.client.bodies import ComposedBody, FileBody
-from datas3tfs.client.connections import open_pool, quiet_libraries
+from datas3tfs.client.connections import open_pool, quiet_libraries, trust_for_server, trust_for_storage
 from datas3tfs.client.datapoints import Content, Datapoint
 from datas3tfs.client.downloading import Downloaded, download_tar
 from datas3tfs.client.flow import Flows, Places
@@ -69,8 +68,9 @@ class AsyncClient:
     """A client of the server at *url*, to be used as `async with AsyncClient(…) as client`.
 
     *token* is shown to that server and to nobody else. *ca_file*: certificates of authorities to trust
-    instead of the system's. *ledger*: a directory to note uploads in while they are under way, for
-    `give_up_dead`. *transport* replaces the network (for a server in this process).
+    instead of the system's, as far as the server goes; for S3 besides them. *ledger*: a directory to note
+    uploads in while they are under way, for `give_up_dead`. *transport* replaces the network (for a server
+    in this process).
     """
 
     def __init__(
@@ -99,11 +99,11 @@ class AsyncClient:
         tuning = self._tuning
         patience = tuning.patience if tuning.server_patience is None else tuning.server_patience
         async with AsyncExitStack() as stack:
-            trust = ssl.create_default_context(cafile=self._ca_file)
+            trust = trust_for_server(self._ca_file)
             pool = open_pool(
                 tuning, trust, base_url=self._url, headers=self._headers, transport=self._transport
             )
-            storage_pool = open_pool(tuning, trust)
+            storage_pool = open_pool(tuning, trust_for_storage(self._ca_file))
             await stack.enter_async_context(pool)
             await stack.enter_async_context(storage_pool)
             tasks = await stack.enter_async_context(anyio.create_task_group())
