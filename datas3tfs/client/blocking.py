@@ -13,7 +13,6 @@ from __future__ import annotations
 import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable
 from contextlib import AbstractContextManager, ExitStack, closing
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, TypeVar
@@ -25,7 +24,7 @@ from datas3tfs.client.aio import DATARANGE_BYTES, AsyncClient, Committed, Progre
 from datas3tfs.client.datapoints import Datapoint
 from datas3tfs.client.downloading import Downloaded
 from datas3tfs.client.scanning import ScannedTar
-from datas3tfs.client.sources import Ingested, batches, numbered
+from datas3tfs.client.sources import Batch, Ingested, batches, numbered
 from datas3tfs.client.tuning import Tuning
 from datas3tfs.client.verifying import Report
 from datas3tfs.wire.answers import BucketInfo, Cleared, DatarangeInfo, DatasetInfo, Imported, UploadInfo
@@ -156,13 +155,21 @@ class Client(AbstractContextManager["Client"]):
         committed: Committed | None = None,
     ) -> list[DatarangeInfo]:
         """See AsyncClient.ingest. *things* are asked for, and *committed* called, by the calling thread."""
-        first = self._call(lambda: self._inner.first_key(dataset, start))
+        first = self.first_key(dataset, start)
         done: list[DatarangeInfo] = []
         for batch in batches(numbered(things, first), datarange_bytes):
-            done.append(self._call(partial(self._inner.commit, dataset, batch, progress=progress)))
+            done.append(self.commit(dataset, batch, progress=progress))
             if committed is not None:
                 committed(done[-1], batch.sources)
         return done
+
+    def first_key(self, dataset: str, start: int | None = None) -> int:
+        """See AsyncClient.first_key."""
+        return self._call(lambda: self._inner.first_key(dataset, start))
+
+    def commit(self, dataset: str, batch: Batch, *, progress: Progress = _ignore) -> DatarangeInfo:
+        """See AsyncClient.commit. *progress* is called in the client's thread."""
+        return self._call(lambda: self._inner.commit(dataset, batch, progress=progress))
 
     def uploads(self, dataset: str) -> list[UploadInfo]:
         """See AsyncClient.uploads."""
@@ -195,6 +202,10 @@ class Client(AbstractContextManager["Client"]):
         with closing(self._each(self._inner.iterate_batches(dataset, first, last))) as found:
             for batch in found:
                 yield from batch
+
+    def iterate_batches(self, dataset: str, first: int, last: int) -> Generator[list[Datapoint], None, None]:
+        """See AsyncClient.iterate_batches."""
+        yield from self._each(self._inner.iterate_batches(dataset, first, last))
 
     def verify(self, dataset: str) -> Generator[Report, None, None]:
         """See AsyncClient.verify."""
