@@ -22,6 +22,7 @@ from datas3tfs.errors import Conflict, Corrupt, Datas3tError, NotFound, Unavaila
 from datas3tfs.wire.answers import Segment
 
 _WINDOW = 1 << 16  # keys whose checksums are asked for at once: about 700 KB of JSON
+_SPANS = 1000  # … and dataranges, where these are known: the server fetches the indices of all in a minute
 _ATTEMPTS = 3  # at the same datapoint
 
 
@@ -64,10 +65,13 @@ class Reading:
         Conflict (there are others than at the beginning), Corrupt (still wrong after three attempts),
         Unavailable.
         """
-        known = await self.server.locate(dataset, keys, checksums=keys.length <= _WINDOW)
-        plan = _spans(known)
+        segments: list[Segment] | None = None
+        if keys.length <= _WINDOW:
+            segments = await self.server.locate(dataset, keys, checksums=True)
+            plan = _spans(segments)
+        else:  # where each window lies is asked when it is its turn: the server looks into every index
+            plan = await self._planned(dataset, keys)
         for window in _windows(plan):
-            segments = known if keys.length <= _WINDOW else None
             troubles, at = 0, window[0].start
             while at < window[-1].stop:
                 wanted = Span(at, window[-1].stop)
@@ -78,6 +82,7 @@ class Reading:
                             if step.found:
                                 at, troubles = step.found[-1].key + 1, 0
                             yield step
+                    segments = None
                     break
                 except _Trouble as exc:
                     troubles, segments = troubles + 1, None
@@ -85,9 +90,20 @@ class Reading:
                         raise exc.error from None
                     yield Step(b"", [], 0, restarted=True)
 
+    async def _planned(self, dataset: str, keys: Span) -> list[Span]:
+        """Return which of *keys* each datarange has. Raises NotFound if none has any."""
+        found = [
+            common
+            for one in await self.server.dataranges(dataset)
+            if (common := Span(one.min_datapoint_key, one.max_datapoint_key + 1).intersection(keys))
+        ]
+        if not found:
+            raise NotFound(f"dataset {dataset} has no datapoint from {keys.start} to {keys.last}")
+        return found
+
     async def _locate_again(self, dataset: str, keys: Span, window: Sequence[Span]) -> list[Segment]:
         """Return where *keys* lie now. Raises Conflict if they are not those of the plan any more."""
-        planned = [common for span in window if (common := span.intersection(keys))]
+        planned = _joined([common for span in window if (common := span.intersection(keys))])
         try:
             segments = await self.server.locate(dataset, keys, checksums=True)
         except NotFound:
@@ -138,8 +154,13 @@ def _bytes_of(segment: Segment) -> Span:
 
 def _spans(segments: Sequence[Segment]) -> list[Span]:
     """Return the keys of *segments*, adjacent ones as one. Raises Unavailable if they are in no order."""
+    return _joined([_keys_of(one) for one in segments])
+
+
+def _joined(found: Sequence[Span]) -> list[Span]:
+    """Return *found*, adjacent ones as one. Raises Unavailable if they are in no order."""
     spans: list[Span] = []
-    for keys in map(_keys_of, segments):
+    for keys in found:
         if spans and keys.start < spans[-1].stop:
             raise Unavailable("the server names datapoints that are not in order")
         if spans and spans[-1].stop == keys.start:
@@ -150,13 +171,13 @@ def _spans(segments: Sequence[Segment]) -> list[Span]:
 
 
 def _windows(plan: Sequence[Span]) -> list[list[Span]]:
-    """Cut *plan* into groups of at most so many keys."""
+    """Cut *plan* into groups of at most so many keys, and spans."""
     windows: list[list[Span]] = [[]]
     room = _WINDOW
     for span in plan:
         at = span.start
         while at < span.stop:
-            if not room:
+            if not room or len(windows[-1]) == _SPANS:
                 windows.append([])
                 room = _WINDOW
             part = Span(at, min(span.stop, at + room))

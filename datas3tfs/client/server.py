@@ -12,10 +12,11 @@ from pydantic import TypeAdapter, ValidationError
 
 from datas3tfs.client.api import Api
 from datas3tfs.client.retrying import Tries
+from datas3tfs.client.tuning import MIB
 from datas3tfs.core.spans import Span
 from datas3tfs.errors import Conflict, Invalid, NotFound
 from datas3tfs.wire import answers, requests
-from datas3tfs.wire.values import Request
+from datas3tfs.wire.values import MOST_PARTS, PART_SIZE, Request
 
 R = TypeVar("R", bound=Request)
 
@@ -166,6 +167,7 @@ class Server:
             first_datapoint_index=keys.start,
             number_of_datapoints=keys.length,
             data_size=size,
+            part_size=_part_size(size),
             attempt=attempt,
         )
         return await self._api.ask("POST", "/api/v1/upload-datarange", _UPLOAD, body, tries=tries)
@@ -200,6 +202,13 @@ class Server:
             await self.cancel(grant.datarange_upload_id)
         except (Conflict, NotFound):
             pass  # it has not begun, and cannot any more; or is published
+
+
+def _part_size(size: int) -> int | None:
+    """Return how long parts must be so that S3 takes *size* bytes in so many; None: as the server likes."""
+    if size <= MOST_PARTS * PART_SIZE:
+        return None
+    return -(-size // MOST_PARTS // MIB) * MIB
 
 
 def _made(kind: type[R], **values: object) -> R:
