@@ -28,6 +28,7 @@ from datas3tfs.client.connections import open_pool, quiet_libraries
 from datas3tfs.client.datapoints import Content, Datapoint
 from datas3tfs.client.downloading import Downloaded, download_tar
 from datas3tfs.client.flow import Flows, Places
+from datas3tfs.client.ranges import Ranges
 from datas3tfs.client.reading import Reading
 from datas3tfs.client.resumption import Pending, ResumeFile
 from datas3tfs.client.retrying import Retrier
@@ -106,7 +107,9 @@ class AsyncClient:
             stack.callback(tasks.cancel_scope.cancel)
             places = Places(tuning.parallel)
             server = Server(Api(pool, Retrier(tuning, patience), tuning, self._url))
-            storage = Storage(storage_pool, Retrier(tuning, tuning.patience), tuning)
+            ranges = Ranges(tuning, trust)
+            stack.callback(ranges.close)
+            storage = Storage(storage_pool, ranges, Retrier(tuning, tuning.patience), tuning)
             uploader = Uploader(server, storage, places, tuning)
             reading = Reading(server, Flows(storage, tasks, places, tuning))
             self._opened = _Open(stack.pop_all(), server, uploader, reading)
