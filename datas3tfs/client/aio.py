@@ -28,6 +28,7 @@ from datas3tfs.client.datapoints import Content, Datapoint
 from datas3tfs.client.downloading import Downloaded, download_tar
 from datas3tfs.client.flow import Flows, Places
 from datas3tfs.client.ledger import Ledger
+from datas3tfs.client.ranges import Ranges
 from datas3tfs.client.reading import Reading
 from datas3tfs.client.resumption import Pending, ResumeFile
 from datas3tfs.client.retrying import Retrier
@@ -99,18 +100,20 @@ class AsyncClient:
         tuning = self._tuning
         patience = tuning.patience if tuning.server_patience is None else tuning.server_patience
         async with AsyncExitStack() as stack:
-            trust = trust_for_server(self._ca_file)
+            trust, storage_trust = trust_for_server(self._ca_file), trust_for_storage(self._ca_file)
             pool = open_pool(
                 tuning, trust, base_url=self._url, headers=self._headers, transport=self._transport
             )
-            storage_pool = open_pool(tuning, trust_for_storage(self._ca_file))
+            storage_pool = open_pool(tuning, storage_trust)
             await stack.enter_async_context(pool)
             await stack.enter_async_context(storage_pool)
             tasks = await stack.enter_async_context(anyio.create_task_group())
             stack.callback(tasks.cancel_scope.cancel)
             places = Places(tuning.parallel)
             server = Server(Api(pool, Retrier(tuning, patience), tuning, self._url))
-            storage = Storage(storage_pool, Retrier(tuning, tuning.patience), tuning)
+            ranges = Ranges(tuning, storage_trust)
+            stack.callback(ranges.close)
+            storage = Storage(storage_pool, ranges, Retrier(tuning, tuning.patience), tuning)
             uploader = Uploader(server, storage, places, tuning, self._ledger)
             reading = Reading(server, Flows(storage, tasks, places, tuning))
             self._opened = _Open(stack.pop_all(), server, uploader, reading)

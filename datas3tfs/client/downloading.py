@@ -30,7 +30,7 @@ class Downloaded:
 class _Nowhere:
     """Takes content that is written elsewhere, with all around it."""
 
-    def write(self, data: memoryview) -> None:
+    def write(self, data: bytes) -> None:
         """Forget it."""
 
 

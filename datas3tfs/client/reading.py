@@ -4,15 +4,22 @@
 
 What goes wrong with a URL or with bytes is mended here: the server is asked again, from the first datapoint
 on that was not whole yet. That serves URLs that have expired, objects that were merged into others
-meanwhile, and bytes that were mangled on the way. Concurrency: each call is a generator of its own.
+meanwhile, and bytes that were mangled on the way. Of many keys, where they lie is asked for in windows, the
+next one while the one before is read. Concurrency: each call is a generator of its own; worker threads look
+through what has come.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 
+from anyio import to_thread
+
+from datas3tfs.client.ahead import Ahead
 from datas3tfs.client.flow import Flows, Stretch
 from datas3tfs.client.server import Server
 from datas3tfs.client.storage import Gone, Refused
@@ -24,6 +31,7 @@ from datas3tfs.wire.answers import Segment
 _WINDOW = 1 << 16  # keys whose checksums are asked for at once: about 700 KB of JSON
 _SPANS = 1000  # … and dataranges, where these are known: the server fetches the indices of all in a minute
 _ATTEMPTS = 3  # at the same datapoint
+_SHORT = 64 << 10  # bytes that are looked through in no time: a millisecond, if they are of empty datapoints
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,34 +69,58 @@ class Reading:
     ) -> AsyncGenerator[Step, None]:
         """Yield the TAR of the datapoints of *keys* that exist, without its end, and each of them.
 
-        *make_sink* is given a size and returns what takes the content. Raises NotFound (there is none),
-        Conflict (there are others than at the beginning), Corrupt (still wrong after three attempts),
-        Unavailable.
+        *make_sink* is given a size and returns what takes the content; worker threads call both. Raises
+        NotFound (there is none), Conflict (there are others than at the beginning), Corrupt (still wrong
+        after three attempts), Unavailable.
         """
         segments: list[Segment] | None = None
         if keys.length <= _WINDOW:
             segments = await self.server.locate(dataset, keys, checksums=True)
-            plan = _spans(segments)
+            windows = [_spans(segments)]
         else:  # where each window lies is asked when it is its turn: the server looks into every index
-            plan = await self._planned(dataset, keys)
-        for window in _windows(plan):
-            troubles, at = 0, window[0].start
-            while at < window[-1].stop:
-                wanted = Span(at, window[-1].stop)
-                try:
-                    segments = segments or await self._locate_again(dataset, wanted, window)
-                    async with aclosing(self._walk_segments(segments, make_sink)) as steps:
-                        async for step in steps:
-                            if step.found:
-                                at, troubles = step.found[-1].key + 1, 0
-                            yield step
-                    segments = None
-                    break
-                except _Trouble as exc:
-                    troubles, segments = troubles + 1, None
-                    if troubles >= _ATTEMPTS:
-                        raise exc.error from None
-                    yield Step(b"", [], 0, restarted=True)
+            windows = _windows(await self._planned(dataset, keys))
+        coming: Ahead[list[Segment]] | None = None
+        try:
+            for window, following in itertools.zip_longest(windows, windows[1:]):
+                if coming is not None:
+                    segments = await coming.get()
+                coming = None if following is None else self._locate_ahead(dataset, following)
+                async with aclosing(self._walk_window(dataset, window, segments, make_sink)) as steps:
+                    async for step in steps:
+                        yield step
+        finally:
+            if coming is not None:
+                coming.leave()
+
+    async def _walk_window(
+        self,
+        dataset: str,
+        window: Sequence[Span],
+        segments: list[Segment] | None,
+        make_sink: Callable[[int], Sink],
+    ) -> AsyncGenerator[Step, None]:
+        """Yield what `walk` does, of the keys *window*; *segments* is where they lie, if known."""
+        troubles, at = 0, window[0].start
+        while at < window[-1].stop:
+            wanted = Span(at, window[-1].stop)
+            try:
+                segments = segments or await self._locate_again(dataset, wanted, window)
+                async with aclosing(self._walk_segments(segments, make_sink)) as steps:
+                    async for step in steps:
+                        if step.found:
+                            at, troubles = step.found[-1].key + 1, 0
+                        yield step
+                return
+            except _Trouble as exc:
+                troubles, segments = troubles + 1, None
+                if troubles >= _ATTEMPTS:
+                    raise exc.error from None
+                yield Step(b"", [], 0, restarted=True)
+
+    def _locate_ahead(self, dataset: str, window: Sequence[Span]) -> Ahead[list[Segment]]:
+        keys = Span(window[0].start, window[-1].stop)
+        work = partial(self._locate_again, dataset, keys, window)
+        return Ahead(self.flows.tasks, f"dataset {dataset}", work)
 
     async def _planned(self, dataset: str, keys: Span) -> list[Span]:
         """Return which of *keys* each datarange has. Raises NotFound if none has any."""
@@ -124,7 +156,7 @@ class Reading:
                     if number != current:
                         walkers[current].finish()
                         current = number
-                    found = walkers[current].feed(data)
+                    found = await _feed(walkers[current], data)
                     yield Step(data, found, walkers[current].tail)
             walkers[current].finish()
         except Mangled as exc:
@@ -133,6 +165,13 @@ class Reading:
             raise _Trouble(Vanished(f"{segments[current].object_key}: {exc}")) from None
         except Refused as exc:
             raise _Trouble(Unavailable(f"{segments[current].object_key}: {exc}")) from None
+
+
+async def _feed(walker: Walker, data: bytearray) -> list[Walked]:
+    """Let *walker* take in *data*, in a worker thread unless that would cost more."""
+    if len(data) < _SHORT:
+        return walker.feed(data)
+    return await to_thread.run_sync(walker.feed, data)
 
 
 def _keys_of(segment: Segment) -> Span:
