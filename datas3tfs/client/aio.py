@@ -25,7 +25,7 @@ from datas3tfs.client.api import Api
 from datas3tfs.client.bodies import ComposedBody, FileBody
 from datas3tfs.client.connections import open_pool, quiet_libraries, trust_for_server, trust_for_storage
 from datas3tfs.client.datapoints import Content, Datapoint
-from datas3tfs.client.downloading import Downloaded, download_tar
+from datas3tfs.client.downloading import Downloaded, download_tar, go_on_downloading
 from datas3tfs.client.flow import Flows, Places
 from datas3tfs.client.ledger import Ledger
 from datas3tfs.client.ranges import Ranges
@@ -289,13 +289,21 @@ class AsyncClient:
         target: str | Path | BinaryIO,
         *,
         progress: Progress = _ignore,
+        resume: Path | None = None,
     ) -> Downloaded:
         """Write the datapoints from *first* to *last* that exist as one TAR; each is checked.
 
-        A file at a path appears when it is whole. Raises NotFound (there is none), Corrupt, Unavailable.
+        A file at a path appears when it is whole. *resume* names a small file that another process can go on
+        with: what has come stays then, beside the target, and the same call fetches what is missing.
+        Raises NotFound (there is none), Corrupt, Unavailable, Conflict (somebody else goes on with it).
         """
-        place = Path(target) if isinstance(target, str) else target
-        return await download_tar(self._open.reading, dataset, _keys(first, last), place, progress)
+        keys, place = _keys(first, last), Path(target) if isinstance(target, str) else target
+        reading = self._open.reading
+        if resume is None:
+            return await download_tar(reading, dataset, keys, place, progress)
+        if not isinstance(place, Path):
+            raise Invalid("only a download to a path can be resumed")
+        return await go_on_downloading(reading, dataset, keys, place, Path(resume), progress)
 
     async def iterate(self, dataset: str, first: int, last: int) -> AsyncGenerator[Datapoint, None]:
         """Yield the datapoints from *first* to *last* that exist, in order, a few read ahead.

@@ -193,9 +193,12 @@ class Client(AbstractContextManager["Client"]):
         target: str | Path | BinaryIO,
         *,
         progress: Progress = _ignore,
+        resume: Path | None = None,
     ) -> Downloaded:
         """See AsyncClient.download_tar."""
-        return self._call(lambda: self._inner.download_tar(dataset, first, last, target, progress=progress))
+        return self._call(
+            lambda: self._inner.download_tar(dataset, first, last, target, progress=progress, resume=resume)
+        )
 
     def iterate(self, dataset: str, first: int, last: int) -> Generator[Datapoint, None, None]:
         """See AsyncClient.iterate."""

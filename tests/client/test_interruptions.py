@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from datas3tfs import Client
-from datas3tfs.errors import Invalid, Unavailable
+from datas3tfs.errors import Conflict, Invalid, Unavailable
 from tests.client.conftest import QUICK, Site
 from tests.client.test_client import content_of, packed
 from tests.harness.archives import noise, samples
@@ -156,6 +156,85 @@ def test_an_upload_is_gone_on_with_by_another_process(fragile: Site, tmp_path: P
         assert [one.datarange_id for one in client.dataranges(dataset)] == [datarange["id"]]
         assert [one.read() for one in client.iterate(dataset, 0, 9)] == [one.content for one in PARTS]
     assert fragile.leftovers() == []
+
+
+def test_a_download_is_gone_on_with_by_another_process(fragile: Site, tmp_path: Path) -> None:
+    made, dataset = samples([40 * MIB, 100, 20 * MIB]), fragile.dataset()
+    archive = packed(tmp_path, made)
+    with Client(fragile.server.url) as client:
+        first = client.upload(dataset, archive)
+        second = client.ingest(dataset, [("x.bin", noise(5 * MIB))])[0]
+    state, out = tmp_path / "state", tmp_path / "out.tar"
+    out.write_text("what was there")
+    words = ("download-tar", dataset, "--first", "0", "--last", "1000", "-o", out, "--resume", state)
+    fragile.s3.add(Fault(Kind.STALL_HEAD, path=second.data_object_key))
+    dying = command(fragile, *words)
+    try:
+        until(lambda: state.exists() and json.loads(state.read_text())["datapoints"] >= 2, 60, "some coming")
+        assert "another process is downloading" in refusal(finished(command(fragile, *words)))
+    finally:
+        dying.kill()
+        dying.communicate()
+    fragile.s3.clear()
+    fragile.s3.forget()
+    assert out.read_text() == "what was there"
+    kept = json.loads(state.read_text())
+    assert SIGNED not in state.read_text()
+    other = finished(command(fragile, *words[:5], "999", *words[6:]))
+    assert "is of another download" in refusal(other)
+    done = finished(command(fragile, *words, "--json"))
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {"file": str(out), "bytes": out.stat().st_size, "datapoints": 4}
+    contents = [*(one.content for one in made), noise(5 * MIB)]
+    assert [*content_of(out.read_bytes()).values()] == contents
+    assert fragile.s3.requests("GET", first.data_object_key) <= (0 if kept["datapoints"] == 3 else 8)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.tar", "packed", "packed.tar"]
+
+
+@pytest.mark.parametrize(
+    "what", ["all had come", "it was cleared", "it was cut short", "no state", "no download"]
+)
+def test_a_download_that_is_gone_on_with_is_whole_or_refused(
+    fragile: Site, what: str, tmp_path: Path
+) -> None:
+    dataset, state, out = fragile.dataset(), tmp_path / "state", tmp_path / "out.tar"
+    partial = tmp_path / "out.tar.part"
+    given = [("x.bin", noise(3000, key)) for key in range(3)]
+    with Client(fragile.server.url) as client:
+        client.ingest(dataset, given)
+        client.download_tar(dataset, 0, 9, out)
+        whole = out.read_bytes()
+        partial.write_bytes(whole[:-1024])
+        document = {"version": 1, "dataset": dataset, "first_key": 0, "last_key": 9}
+        document |= {"next_key": 3, "size": len(whole) - 1024, "datapoints": 3}
+        state.write_text(json.dumps(document))
+        out.unlink()
+        if what == "it was cleared":
+            client.clear_dataset(dataset)
+        elif what == "it was cut short":
+            partial.write_bytes(whole[:100])
+        elif what == "no state":
+            state.unlink()
+        elif what == "no download":
+            state.write_text("{}")
+
+        def download() -> None:
+            client.download_tar(dataset, 0, 9, out, resume=state)
+
+        if what in ("all had come", "it was cut short"):
+            download()
+            assert out.read_bytes() == whole
+            assert [path.name for path in tmp_path.iterdir()] == ["out.tar"]
+            return
+        refused, says = {
+            "it was cleared": (Conflict, "has changed since its download began"),
+            "no state": (Invalid, r"out\.tar\.part: exists, but .* does not"),
+            "no download": (Invalid, "state: not a file"),
+        }[what]
+        with pytest.raises(refused, match=says):
+            download()
+        assert not out.exists()
+        assert partial.read_bytes() == whole[:-1024]
 
 
 def all_arrived(site: Site, count: int) -> bool:
