@@ -18,26 +18,31 @@ from datas3tfs.core.names import parse_datapoint_name
 class Content:
     """Takes the content of one datapoint, *size* bytes; more than *limit* go to a file."""
 
-    __slots__ = ("_file", "_pieces")
+    __slots__ = ("_file", "_more", "_whole")
 
     def __init__(self, size: int, limit: int) -> None:
-        self._pieces: list[bytes] = []
+        self._whole = b""  # what has come, but for …
+        self._more: list[bytes] | None = None  # … these: most come in one piece, and have none
         self._file = _UnnamedFile() if size > limit else None
 
     def write(self, data: bytes) -> None:
         """Take the next bytes."""
-        if self._file is None:
-            self._pieces.append(data)
-        else:
+        if self._file is not None:
             self._file.write(data)
+        elif not self._whole:
+            self._whole = data
+        elif self._more is None:
+            self._more = [data]
+        else:
+            self._more.append(data)
 
     def read(self) -> bytes:
         """Return all of it."""
         if self._file is not None:
             return self._file.read()
-        if len(self._pieces) > 1:
-            self._pieces = [b"".join(self._pieces)]
-        return self._pieces[0] if self._pieces else b""
+        if self._more is not None:
+            self._whole, self._more = b"".join([self._whole, *self._more]), None
+        return self._whole
 
     def open(self) -> BinaryIO:
         """Return a file to read it from."""
