@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from datas3tfs import Client
@@ -103,6 +104,19 @@ def test_a_daemon_merges_what_comes_until_it_is_told_to_end(well: Site, tmp_path
         process.kill()
     assert all(json.loads(line)["done"] for line in out.read_text().splitlines())
     assert "Traceback" not in log.read_text()
+
+
+def test_a_merge_that_a_client_has_begun_is_listed_and_given_up(well: Site, tmp_path: Path) -> None:
+    dataset = ten_small_ones(well, tmp_path)
+    asked = {"datas3t_name": dataset, "first_datapoint_index": 0, "last_datapoint_index": 9}
+    begun = httpx.post(f"{well.server.url}/api/v1/aggregate", json=asked).json()["aggregate_upload_id"]
+    (listed,) = said(well, "upload", "list", dataset)
+    assert (listed["id"], listed["kind"], listed["last_key"]) == (begun, "aggregate", 9)
+    shown = well.stack.run("upload", "list", dataset, env=nothing_but(well.server.url)).stdout
+    assert shown.splitlines()[1].split()[:4] == [str(begun), "aggregate", "0", "9"]
+    assert said(well, "upload", "cancel", str(begun), "--yes") == {"id": begun}
+    assert said(well, "upload", "list", dataset) == []
+    assert len(said(well, "datarange", "list", dataset)) == 10
 
 
 # -- tokens ----------------------------------------------------------------------------------------
