@@ -65,7 +65,7 @@ class _Request:
     number: int
     span: Span
     places: Places | None
-    data: Ahead[bytearray]
+    data: Ahead[memoryview]
 
     def leave(self) -> None:
         """Stop it if it still runs, and give its place back."""
@@ -83,7 +83,7 @@ class Flows:
     places: Places
     tuning: Tuning
 
-    async def stream(self, stretches: Sequence[Stretch]) -> AsyncGenerator[tuple[int, bytearray], None]:
+    async def stream(self, stretches: Sequence[Stretch]) -> AsyncGenerator[tuple[int, memoryview], None]:
         """Yield (number of the stretch, bytes) of all *stretches*, in order. Raises Refused, Unavailable."""
         under_way: deque[_Request] = deque()
         number, begun = 0, 0

@@ -22,6 +22,7 @@ from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnec
 
 import anyio
 import httpx
+import numpy as np
 from anyio import to_thread
 
 from datas3tfs.client.retrying import Again
@@ -53,7 +54,8 @@ class Flight:
     def __init__(self, span: Span, step: int) -> None:
         self.span = span
         self.step = step  # bytes read at once: so many are lost if the connection breaks
-        self.buffer = bytearray(span.length)
+        # Not a bytearray: to fill that with zeros first takes as long as to receive it.
+        self.buffer: memoryview = np.empty(span.length, np.uint8).data
         self.count = 0
         self._lock = threading.Lock()  # held for a few instructions, never during a transfer
         self._socket: socket.socket | None = None
@@ -71,10 +73,9 @@ class Flight:
         with self._lock:
             self._socket = None
 
-    def received(self) -> bytearray:
-        """Return what has come; the buffer itself if that is all."""
-        count = self.count
-        return self.buffer if count == len(self.buffer) else self.buffer[:count]
+    def received(self) -> memoryview:
+        """Return what has come."""
+        return self.buffer[: self.count]
 
     def call_off(self) -> None:
         """Make the thread stop at once."""
@@ -143,7 +144,7 @@ def _exchange(connection: HTTPConnection, url: httpx.URL, flight: Flight, check:
 
 def _read(response: HTTPResponse, flight: Flight) -> None:
     """Read the body. Raises Again if it ends early."""
-    view = memoryview(flight.buffer)
+    view = flight.buffer
     while flight.count < len(view):
         length = response.readinto(view[flight.count : flight.count + flight.step])
         if not length:

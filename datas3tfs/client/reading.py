@@ -39,7 +39,7 @@ class Step:
     """The next bytes of the TAR, and the datapoints they complete. *tail* of all bytes so far belong to one
     that is not whole yet. If *restarted*, there are none: those of the tail come again."""
 
-    raw: bytes | bytearray
+    raw: bytes | memoryview
     found: list[Walked]
     tail: int
     restarted: bool = False
@@ -167,7 +167,7 @@ class Reading:
             raise _Trouble(Unavailable(f"{segments[current].object_key}: {exc}")) from None
 
 
-async def _feed(walker: Walker, data: bytearray) -> list[Walked]:
+async def _feed(walker: Walker, data: memoryview) -> list[Walked]:
     """Let *walker* take in *data*, in a worker thread unless that would cost more."""
     if len(data) < _SHORT:
         return walker.feed(data)

@@ -84,11 +84,11 @@ class Storage:
 
         return await self._retrier.run(what, attempt)
 
-    async def fetch(self, what: str, url: str, span: Span) -> bytearray:
+    async def fetch(self, what: str, url: str, span: Span) -> memoryview:
         """Return the bytes *span* of an object. An attempt goes on where the one before broke off.
 
         Raises Refused, Unavailable."""
-        parts: list[bytearray] = []
+        parts: list[memoryview] = []
 
         async def attempt() -> None:
             left = Span(span.start + sum(map(len, parts)), span.stop)
@@ -104,7 +104,7 @@ class Storage:
                 parts.append(flight.received())
 
         await self._retrier.run(what, attempt, reached=lambda: sum(map(len, parts)))
-        return parts[0] if len(parts) == 1 else bytearray().join(parts)
+        return parts[0] if len(parts) == 1 else memoryview(b"".join(parts))
 
 
 class _Stream(httpx.AsyncByteStream):

@@ -69,7 +69,7 @@ class Walker:
         """How many of the bytes so far belong to a datapoint that is not whole yet."""
         return self._fed - self._good
 
-    def feed(self, data: bytes | bytearray) -> list[Walked]:
+    def feed(self, data: bytes | memoryview) -> list[Walked]:
         """Take in the next bytes; return the datapoints they complete. Raises Mangled: when asked again, if
         some were whole before that."""
         found: list[Walked] = []
@@ -83,10 +83,10 @@ class Walker:
             self._broken = exc
         return found
 
-    def _walk(self, data: bytes | bytearray, found: list[Walked]) -> None:
+    def _walk(self, data: bytes | memoryview, found: list[Walked]) -> None:
         base = self._fed - len(self._rest)
         self._fed += len(data)
-        view = memoryview(self._rest + data if self._rest else data)
+        view = memoryview(b"".join((self._rest, data)) if self._rest else data)
         at = 0
         while True:
             if self._current is not None and not self._current.left and not self._skip:
