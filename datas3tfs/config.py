@@ -98,6 +98,7 @@ class Settings(BaseSettings):
     allow_endpoints: Words = ()  # S3 endpoints that may be registered over HTTP: host, host:port or "*"
     server_url: str | None = None  # the `serve` that commands and clients use, instead of a database
     server_token: SecretStr | None = None  # what they show there
+    server_ca_file: AbsolutePath | None = None  # whose certificate they believe it (PEM); None: the system's
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     @field_validator("db_url")
@@ -188,6 +189,11 @@ def default_local_dir() -> Path:
 def journals_dir() -> Path:
     """Return where mounts keep their journals unless told otherwise, each in a directory of its own."""
     return _xdg("XDG_STATE_HOME", ".local/state") / "journals"
+
+
+def ledgers_dir() -> Path:
+    """Return where commands note what they upload while it is under way, by server or installation."""
+    return _xdg("XDG_STATE_HOME", ".local/state") / "uploads"
 
 
 def child_environment() -> dict[str, str]:

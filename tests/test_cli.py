@@ -3,11 +3,13 @@
 import base64
 import json
 import os
+import pty
 import re
 import signal
 import stat
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -157,6 +159,46 @@ def test_progress_is_silent_without_a_terminal(capsys: pytest.CaptureFixture[str
     with output.progress("work", 2) as advance:
         advance(1)
     assert capsys.readouterr() == ("", "")
+
+
+_WORKING = """
+import sys
+from datas3tfs.cli import output
+with output.progress("copy \\x1b[2J", int(sys.argv[1]) or None, in_bytes=True) as advance:
+    advance(1 << 20)
+    input()
+"""
+
+
+@pytest.mark.parametrize(("total", "shown"), [(2 << 20, "1.0/2.0 MiB"), (0, "1.0/? MiB")])
+def test_progress_is_a_bar_on_a_terminal_which_goes_when_the_work_is_done(total: int, shown: str) -> None:
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", _WORKING, str(total)],
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "100"},
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+    )
+    os.close(theirs)
+    seen = b""
+    try:
+        while shown.encode() not in seen:
+            seen += os.read(ours, 4096)
+        out, _ = process.communicate(b"\n", timeout=30)
+        with suppress(OSError):  # EIO: the other end is closed
+            while more := os.read(ours, 4096):
+                seen += more
+    finally:
+        process.kill()
+        os.close(ours)
+    assert (process.returncode, out) == (0, b"")
+    text = seen.decode()
+    assert "copy \\x1b[2J" in text
+    assert "\x1b[2J" not in text.replace("\\x1b[2J", "")
+    assert "━" in text
+    assert text.rstrip("\r\n").endswith("\x1b[2K")  # the line is erased
 
 
 def test_run_returns_what_the_command_returns() -> None:

@@ -120,7 +120,12 @@ def operations(metrics: Metrics) -> tuple[Operation[Any], ...]:
         await trio.lowlevel.checkpoint()
         return Response(metrics.text(), media_type=MEDIA_TYPE)
 
+    shown = (
+        ("/openapi.json", _openapi, Scope.OPEN),  # a browser that reads them has no token yet
+        ("/docs", _page, Scope.OPEN),
+        ("/metrics", figures, Scope.ANY),
+    )
     return tuple(
-        Operation(method="GET", paths=(path,), summary=path, takes=requests.Nothing, run=run, scope=Scope.ANY)
-        for path, run in (("/openapi.json", _openapi), ("/docs", _page), ("/metrics", figures))
+        Operation(method="GET", paths=(path,), summary=path, takes=requests.Nothing, run=run, scope=scope)
+        for path, run, scope in shown
     )

@@ -20,7 +20,7 @@ from starlette.responses import Response
 
 from datas3tfs.api.backend import Backend
 from datas3tfs.api.bodies import parse_body, parse_query, read_body
-from datas3tfs.api.operations import Call, Operation, Scope
+from datas3tfs.api.operations import LONG, Call, Operation, Scope
 from datas3tfs.api.permits import check_dataset, check_rights
 from datas3tfs.api.problems import RETRY_SECONDS, answer_error
 from datas3tfs.api.tokens import ANYBODY, Guard
@@ -36,6 +36,7 @@ class Places:
 
     requests: int = 512
     heavy: int = 4  # each may hold some ten megabytes
+    very_long: int = 4  # of those that may take an hour: the others must not wait for them
 
 
 class Runner:
@@ -46,6 +47,7 @@ class Runner:
         self._guard = guard
         self._free = places.requests
         self._heavy = trio.CapacityLimiter(places.heavy)
+        self._very_long = trio.CapacityLimiter(places.very_long)
 
     def handler(self, operation: Operation[Any]) -> Callable[[HttpRequest], Awaitable[Response]]:
         """Return what answers requests for *operation*; it raises nothing."""
@@ -101,7 +103,7 @@ class Runner:
         call = Call(self._backend, caller, access.is_trusted, is_private, request)
         if not operation.is_heavy:
             return _answer(operation, await operation.run(call, given))
-        async with self._heavy:
+        async with self._very_long if operation.seconds > LONG else self._heavy:
             return _answer(operation, await operation.run(call, given))
 
 

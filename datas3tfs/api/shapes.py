@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from datas3tfs.core.model import Datarange
+from datas3tfs.core.model import Datarange, PendingUpload
 from datas3tfs.core.names import KEY_LIMIT
 from datas3tfs.core.spans import Span
 from datas3tfs.engine.locating import Located
@@ -39,6 +39,25 @@ def datarange_info(datarange: Datarange) -> answers.DatarangeInfo:
     )
 
 
+def upload_info(pending: PendingUpload) -> answers.UploadInfo:
+    """Return what is shown of an upload in flight."""
+    upload = pending.upload
+    return answers.UploadInfo(
+        datarange_upload_id=upload.id,
+        is_aggregate=bool(upload.intent.replaces),
+        first_datapoint_index=upload.intent.keys.start,
+        number_of_datapoints=upload.intent.keys.length,
+        data_size=upload.intent.size,
+        object_key=upload.data_key,
+        begun_at=_iso(pending.begun_ns),
+        expires_at=_iso(pending.expires_ns),
+    )
+
+
+def _iso(moment_ns: int) -> str:
+    return datetime.fromtimestamp(moment_ns // 10**9, UTC).isoformat()
+
+
 def upload_grant(grant: Grant, *, again: bool = False) -> answers.UploadGrant:
     """Return where to put an upload; *again*: what has arrived of it, too."""
     upload = grant.upload
@@ -54,7 +73,7 @@ def upload_grant(grant: Grant, *, again: bool = False) -> answers.UploadGrant:
         presigned_index_put_url=grant.index_url,
         part_size=grant.part_size,
         uploaded_parts=parts if again else None,
-        expires_at=datetime.fromtimestamp(grant.expires_ns // 10**9, UTC).isoformat(),
+        expires_at=_iso(grant.expires_ns),
     )
 
 

@@ -1,10 +1,13 @@
-"""Uploads by presigned URLs: start, go on, complete, cancel. The bytes pass this server by."""
+"""Uploads by presigned URLs: list, start, go on, complete, cancel. The bytes pass this server by."""
 
 from __future__ import annotations
 
 from datas3tfs.api.operations import LONG, Call, Operation, Scope
-from datas3tfs.api.shapes import counted, datarange_info, upload_grant
+from datas3tfs.api.shapes import counted, datarange_info, upload_grant, upload_info
 from datas3tfs.core.model import UploadId
+from datas3tfs.core.names import KEY_LIMIT
+from datas3tfs.core.spans import Span
+from datas3tfs.errors import NotFound
 from datas3tfs.wire import answers, requests
 
 
@@ -29,7 +32,29 @@ async def _cancel(call: Call, given: requests.UploadReference) -> None:
     await call.backend.receiver.cancel(UploadId(given.datarange_upload_id))
 
 
+async def _list(call: Call, given: requests.DatasetQuery) -> answers.UploadList:
+    try:
+        dataset = await call.backend.reader.dataset(given.datas3t_name)
+    except NotFound:
+        if given.must_exist:
+            raise
+        return answers.UploadList(uploads=[])
+    found = await call.backend.uploads.in_flight(dataset.id, Span(0, KEY_LIMIT))
+    return answers.UploadList(uploads=[upload_info(one) for one in found])
+
+
 OPERATIONS = (
+    Operation(
+        method="GET",
+        paths=("/api/v1/uploads",),
+        summary="List the uploads in flight to a dataset, by key.",
+        takes=requests.DatasetQuery,
+        run=_list,
+        scope=Scope.DATASET,
+        names="datas3t_name",
+        gives=answers.UploadList,
+        errors=(404,),
+    ),
     Operation(
         method="POST",
         paths=("/api/v1/upload-datarange", "/api/datarange/upload/start"),

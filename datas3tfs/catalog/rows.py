@@ -147,7 +147,8 @@ def pending(row: Row) -> PendingUpload:
         index_key=object_key(row["index_object_key"]),
     )
     its = None if row["upload_id"] is None else multipart(upload.id, row["upload_id"])
-    return PendingUpload(upload, its, nanoseconds(row["expires_at"]), row["confirmed"])
+    begun_ns, expires_ns = nanoseconds(row["created_at"]), nanoseconds(row["expires_at"])
+    return PendingUpload(upload, its, begun_ns, expires_ns, row["confirmed"])
 
 
 def multipart(upload_id: UploadId, text: str) -> str:

@@ -15,18 +15,26 @@ from datas3tfs.catalog.database import Database, Row, Session
 from datas3tfs.catalog.publishing import PUBLISHED, Publish
 from datas3tfs.core.model import (
     Datarange,
+    DatasetId,
     HolderId,
     PendingUpload,
     Upload,
     UploadId,
     UploadIntent,
 )
+from datas3tfs.core.spans import Span
 from datas3tfs.errors import Conflict, Invalid, NotFound
 
 _SWEEP_AT_ONCE = 100  # uploads per transaction of abandon_expired
 
 _PENDING = """
     SELECT u.*, d.s3_bucket_id FROM datarange_uploads u JOIN datasets d ON d.id = u.dataset_id WHERE u.id = $1
+"""
+_IN_FLIGHT = """
+    SELECT u.*, d.s3_bucket_id FROM datarange_uploads u JOIN datasets d ON d.id = u.dataset_id
+    WHERE u.dataset_id = $1 AND u.last_datapoint_index >= $2 AND u.first_datapoint_index <= $3
+        AND u.staged_index_key IS NOT NULL
+    ORDER BY u.first_datapoint_index, u.id
 """
 _FATE = f"""
     SELECT $1 <= pg_sequence_last_value(pg_get_serial_sequence('datarange_uploads', 'id')::regclass) AS begun,
@@ -99,6 +107,16 @@ class PostgresUploads:
         if fate["published"]:
             raise Conflict(f"upload {upload_id}: it is published")
         raise _gone(upload_id)
+
+    async def in_flight(self, dataset_id: DatasetId, keys: Span) -> list[PendingUpload]:
+        """Return the uploads through URLs, expired or not, that are to have one of *keys* of a dataset, by
+        key. Raises Corrupt."""
+
+        async def work(session: Session) -> list[Row]:
+            return await session.rows(_IN_FLIGHT, dataset_id, keys.start, keys.last)
+
+        found = await self._database.read(f"uploads to dataset {dataset_id}", work)
+        return [rows.pending(row) for row in found]
 
     async def remember_multipart(self, upload_id: UploadId, multipart: str) -> str:
         """Record S3's id of the upload's presigned multipart upload, if none is recorded yet; return the one

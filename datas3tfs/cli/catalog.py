@@ -92,7 +92,7 @@ def add_bucket(
 def list_buckets(ctx: typer.Context, as_json: JsonFlag = False) -> None:
     """List the registered buckets, without their credentials."""
 
-    found = run(lambda: _ask(settings(ctx), lambda client: client.buckets()))
+    found = run(lambda: ask_client(settings(ctx), lambda client: client.buckets()))
     output.print_table([_bucket_record(bucket) for bucket in found], _BUCKETS, as_json=as_json)
 
 
@@ -108,7 +108,7 @@ def add_dataset(
 ) -> None:
     """Create an empty dataset."""
 
-    run(lambda: _ask(settings(ctx), lambda client: client.add_dataset(name, bucket)))
+    run(lambda: ask_client(settings(ctx), lambda client: client.add_dataset(name, bucket)))
     if as_json:
         output.print_json({"name": name, "bucket": bucket})
     else:
@@ -119,7 +119,7 @@ def add_dataset(
 def list_datasets(ctx: typer.Context, as_json: JsonFlag = False) -> None:
     """List the datasets and what they hold."""
 
-    datasets = run(lambda: _ask(settings(ctx), lambda client: client.datasets()))
+    datasets = run(lambda: ask_client(settings(ctx), lambda client: client.datasets()))
     output.print_table([_dataset_record(dataset) for dataset in datasets], _DATASETS, as_json=as_json)
 
 
@@ -130,7 +130,9 @@ def import_bucket(
     as_json: JsonFlag = False,
 ) -> None:
     """Commit the dataranges that lie in a bucket and the database does not know."""
-    found = run(lambda: _ask(settings(ctx), lambda client: client.import_bucket(bucket), needs_key=True))
+    found = run(
+        lambda: ask_client(settings(ctx), lambda client: client.import_bucket(bucket), needs_key=True)
+    )
     if as_json:
         output.print_json(
             {
@@ -154,8 +156,8 @@ def clear_dataset(
     ctx: typer.Context, name: NameArgument, yes: YesFlag = False, as_json: JsonFlag = False
 ) -> None:
     """Remove all dataranges of a dataset. Their objects are deleted when nobody can be reading them."""
-    _confirm(f"remove everything in dataset {name}?", yes)
-    done = run(lambda: _ask(settings(ctx), lambda client: client.clear_dataset(name)))
+    confirm(f"remove everything in dataset {name}?", yes)
+    done = run(lambda: ask_client(settings(ctx), lambda client: client.clear_dataset(name)))
     if as_json:
         output.print_json({"name": name, "dataranges": done.dataranges_deleted})
     else:
@@ -167,8 +169,8 @@ def delete_dataset(
     ctx: typer.Context, name: NameArgument, yes: YesFlag = False, as_json: JsonFlag = False
 ) -> None:
     """Remove an empty dataset."""
-    _confirm(f"remove dataset {name}?", yes)
-    run(lambda: _ask(settings(ctx), lambda client: client.delete_dataset(name)))
+    confirm(f"remove dataset {name}?", yes)
+    run(lambda: ask_client(settings(ctx), lambda client: client.delete_dataset(name)))
     if as_json:
         output.print_json({"name": name})
     else:
@@ -183,7 +185,7 @@ def list_dataranges(
 ) -> None:
     """List the dataranges of a dataset, in key order."""
 
-    found = run(lambda: _ask(settings(ctx), lambda client: client.dataranges(dataset)))
+    found = run(lambda: ask_client(settings(ctx), lambda client: client.dataranges(dataset)))
     output.print_table([datarange_record(one) for one in found], _DATARANGES, as_json=as_json)
 
 
@@ -199,8 +201,8 @@ def delete_datarange(
     """Remove the datarange of exactly these keys; they are free again then."""
     if not 0 <= first <= last < KEY_LIMIT:
         raise Invalid(f"--first {first} --last {last}: not a range of keys")
-    _confirm(f"remove keys {first} to {last} of dataset {dataset}?", yes)
-    run(lambda: _ask(settings(ctx), lambda client: client.delete_datarange(dataset, first, last)))
+    confirm(f"remove keys {first} to {last} of dataset {dataset}?", yes)
+    run(lambda: ask_client(settings(ctx), lambda client: client.delete_datarange(dataset, first, last)))
     if as_json:
         output.print_json({"dataset": dataset, "first_key": first, "last_key": last})
     else:
@@ -221,10 +223,11 @@ def datarange_record(datarange: DatarangeInfo) -> dict[str, Any]:
     }
 
 
-async def _ask(
+async def ask_client(
     chosen: Settings, question: Callable[[datas3tfs.AsyncClient], Awaitable[T]], *, needs_key: bool = False
 ) -> T:
-    """Return what a client answers to *question*."""
+    """Return what a client answers to *question*. Without a server *needs_key* says whether the encryption
+    key must be set."""
     from datas3tfs.app.clients import open_client
 
     async with open_client(chosen, needs_key=needs_key) as client:
@@ -257,12 +260,12 @@ async def _add_bucket(chosen: Settings, name: str) -> dict[str, object]:
             region=chosen.s3_region,
         )
 
-    await _ask(chosen, add, needs_key=True)
+    await ask_client(chosen, add, needs_key=True)
     shown = _endpoint_url(endpoint, use_tls=False)
     return {"name": name, "endpoint": shown, "bucket": bucket, "region": chosen.s3_region}
 
 
-def _confirm(question: str, yes: bool) -> None:
+def confirm(question: str, yes: bool) -> None:
     """Ask the person unless told not to; without one there is nobody to ask. Raises Invalid."""
     if yes:
         return

@@ -67,12 +67,16 @@ def download_tar(
     first: Annotated[int, typer.Option(help="First key.")],
     last: Annotated[int, typer.Option(help="Last key, included.")],
     output_file: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")],
+    resume: Annotated[
+        Path | None,
+        typer.Option(help="A file that remembers how far it is: run the same again to go on."),
+    ] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Write the datapoints from --first to --last, those that exist, as one TAR; each is checked."""
     if not 0 <= first <= last < KEY_LIMIT:
         raise Invalid(f"--first {first} --last {last}: not a range of keys")
-    size, found = run(lambda: _download(settings(ctx), dataset, Span(first, last + 1), output_file))
+    size, found = run(lambda: _download(settings(ctx), dataset, Span(first, last + 1), output_file, resume))
     if as_json:
         output.print_json({"file": str(output_file), "bytes": size, "datapoints": found})
         return
@@ -114,7 +118,7 @@ async def _ingest(
     if not sources:
         raise Invalid("there are no files in what was given")
     committed: list[DatarangeInfo] = []
-    async with open_client(chosen, sweeps=True) as client:
+    async with open_client(chosen, writes=True) as client:
         first = await client.first_key(name, start)
         if first < 0 or first + len(sources) > KEY_LIMIT:
             raise Invalid(f"{len(sources)} keys from {first} on do not fit below 2^63")
@@ -151,7 +155,7 @@ async def _upload_tar(chosen: Settings, name: str, path: Path, resume: Path | No
     from datas3tfs.app.clients import open_client
     from datas3tfs.client.scanning import ScannedTar, scan_tar
 
-    async with open_client(chosen, sweeps=True) as client:
+    async with open_client(chosen, writes=True) as client:
         await client.first_key(name)  # there is such a dataset
         with output.progress(f"check {path.name}", _size_of(path), in_bytes=True) as advance:
 
@@ -163,13 +167,17 @@ async def _upload_tar(chosen: Settings, name: str, path: Path, resume: Path | No
             return await client.upload(name, scanned, progress=advance, resume=resume)
 
 
-async def _download(chosen: Settings, name: str, keys: Span, path: Path) -> tuple[int, int]:
+async def _download(
+    chosen: Settings, name: str, keys: Span, path: Path, resume: Path | None
+) -> tuple[int, int]:
     """Write the TAR; return (bytes, datapoints)."""
     from datas3tfs.app.clients import open_client
 
     async with open_client(chosen) as client:
         with output.progress(f"download {name}", None, in_bytes=True) as advance:
-            done = await client.download_tar(name, keys.start, keys.last, path, progress=advance)
+            done = await client.download_tar(
+                name, keys.start, keys.last, path, progress=advance, resume=resume
+            )
     return done.bytes, done.datapoints
 
 

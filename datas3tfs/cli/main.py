@@ -40,6 +40,7 @@ _COMMANDS = {  # in the order that --help shows
     "bucket": "catalog:bucket_app",
     "dataset": "catalog:dataset_app",
     "datarange": "catalog:datarange_app",
+    "upload": "upload:app",
     "ingest": "data:ingest",
     "upload-tar": "data:upload_tar",
     "download-tar": "data:download_tar",

@@ -9,7 +9,6 @@ memory stays bounded. Requests ahead of a reader run in a task group that the cl
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
@@ -24,10 +23,12 @@ from pyroaring import BitMap64
 
 from datas3tfs.client.api import Api
 from datas3tfs.client.bodies import ComposedBody, FileBody
-from datas3tfs.client.connections import open_pool, quiet_libraries
+from datas3tfs.client.connections import open_pool, quiet_libraries, trust_for_server, trust_for_storage
 from datas3tfs.client.datapoints import Content, Datapoint
-from datas3tfs.client.downloading import Downloaded, download_tar
+from datas3tfs.client.downloading import Downloaded, download_tar, go_on_downloading
 from datas3tfs.client.flow import Flows, Places
+from datas3tfs.client.ledger import Ledger
+from datas3tfs.client.ranges import Ranges
 from datas3tfs.client.reading import Reading
 from datas3tfs.client.resumption import Pending, ResumeFile
 from datas3tfs.client.retrying import Retrier
@@ -41,8 +42,8 @@ from datas3tfs.client.verifying import Report, verify
 from datas3tfs.client.walking import Walked
 from datas3tfs.core.names import KEY_LIMIT
 from datas3tfs.core.spans import Span
-from datas3tfs.errors import Conflict, Invalid
-from datas3tfs.wire.answers import BucketInfo, Cleared, DatarangeInfo, DatasetInfo, Imported
+from datas3tfs.errors import Conflict, Invalid, NotFound
+from datas3tfs.wire.answers import BucketInfo, Cleared, DatarangeInfo, DatasetInfo, Imported, UploadInfo
 
 DATARANGE_BYTES = 256 << 20  # of a TAR that `ingest` makes, about
 
@@ -68,7 +69,9 @@ class AsyncClient:
     """A client of the server at *url*, to be used as `async with AsyncClient(…) as client`.
 
     *token* is shown to that server and to nobody else. *ca_file*: certificates of authorities to trust
-    instead of the system's. *transport* replaces the network (for a server in this process).
+    instead of the system's, as far as the server goes; for S3 besides them. *ledger*: a directory to note
+    uploads in while they are under way, for `give_up_dead`. *transport* replaces the network (for a server
+    in this process).
     """
 
     def __init__(
@@ -78,12 +81,14 @@ class AsyncClient:
         token: str | None = None,
         ca_file: Path | None = None,
         tuning: Tuning | None = None,
+        ledger: Path | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self._url = _checked_url(url)
         self._headers = _credentials(token)
         self._ca_file = ca_file
         self._tuning = tuning or Tuning()
+        self._ledger = Ledger(ledger)
         self._transport = transport
         self._opened: _Open | None = None
 
@@ -95,19 +100,21 @@ class AsyncClient:
         tuning = self._tuning
         patience = tuning.patience if tuning.server_patience is None else tuning.server_patience
         async with AsyncExitStack() as stack:
-            trust = ssl.create_default_context(cafile=self._ca_file)
+            trust, storage_trust = trust_for_server(self._ca_file), trust_for_storage(self._ca_file)
             pool = open_pool(
                 tuning, trust, base_url=self._url, headers=self._headers, transport=self._transport
             )
-            storage_pool = open_pool(tuning, trust)
+            storage_pool = open_pool(tuning, storage_trust)
             await stack.enter_async_context(pool)
             await stack.enter_async_context(storage_pool)
             tasks = await stack.enter_async_context(anyio.create_task_group())
             stack.callback(tasks.cancel_scope.cancel)
             places = Places(tuning.parallel)
             server = Server(Api(pool, Retrier(tuning, patience), tuning, self._url))
-            storage = Storage(storage_pool, Retrier(tuning, tuning.patience), tuning)
-            uploader = Uploader(server, storage, places, tuning)
+            ranges = Ranges(tuning, storage_trust)
+            stack.callback(ranges.close)
+            storage = Storage(storage_pool, ranges, Retrier(tuning, tuning.patience), tuning)
+            uploader = Uploader(server, storage, places, tuning, self._ledger)
             reading = Reading(server, Flows(storage, tasks, places, tuning))
             self._opened = _Open(stack.pop_all(), server, uploader, reading)
         return self
@@ -253,6 +260,25 @@ class AsyncClient:
         body = ComposedBody(batch)
         return await self._open.uploader.upload(dataset, body, progress)
 
+    async def uploads(self, dataset: str) -> list[UploadInfo]:
+        """Return the uploads in flight to a dataset, by key: those that hold keys, and merges that clients
+        make. Raises NotFound."""
+        return await self._open.server.uploads(dataset)
+
+    async def cancel_upload(self, upload_id: int) -> None:
+        """Give up an upload in flight, or a merge that a client makes, whoever has begun it: its keys are
+        free, and what it has stored goes. It may be gone. Raises Conflict (it is published), NotFound."""
+        server = self._open.server
+        try:
+            await server.cancel(upload_id)
+        except NotFound:
+            await server.cancel_aggregate(upload_id)
+
+    async def give_up_dead(self) -> int:
+        """Give up the uploads that processes of this machine with the same *ledger* have left behind: they
+        were killed, and nobody works on them any more. Return how many."""
+        return await self._open.uploader.give_up_dead()
+
     # -- reading -----------------------------------------------------------------------------------
 
     async def download_tar(
@@ -263,13 +289,21 @@ class AsyncClient:
         target: str | Path | BinaryIO,
         *,
         progress: Progress = _ignore,
+        resume: Path | None = None,
     ) -> Downloaded:
         """Write the datapoints from *first* to *last* that exist as one TAR; each is checked.
 
-        A file at a path appears when it is whole. Raises NotFound (there is none), Corrupt, Unavailable.
+        A file at a path appears when it is whole. *resume* names a small file that another process can go on
+        with: what has come stays then, beside the target, and the same call fetches what is missing.
+        Raises NotFound (there is none), Corrupt, Unavailable, Conflict (somebody else goes on with it).
         """
-        place = Path(target) if isinstance(target, str) else target
-        return await download_tar(self._open.reading, dataset, _keys(first, last), place, progress)
+        keys, place = _keys(first, last), Path(target) if isinstance(target, str) else target
+        reading = self._open.reading
+        if resume is None:
+            return await download_tar(reading, dataset, keys, place, progress)
+        if not isinstance(place, Path):
+            raise Invalid("only a download to a path can be resumed")
+        return await go_on_downloading(reading, dataset, keys, place, Path(resume), progress)
 
     async def iterate(self, dataset: str, first: int, last: int) -> AsyncGenerator[Datapoint, None]:
         """Yield the datapoints from *first* to *last* that exist, in order, a few read ahead.

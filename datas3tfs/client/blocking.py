@@ -13,7 +13,6 @@ from __future__ import annotations
 import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable
 from contextlib import AbstractContextManager, ExitStack, closing
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, TypeVar
@@ -25,10 +24,10 @@ from datas3tfs.client.aio import DATARANGE_BYTES, AsyncClient, Committed, Progre
 from datas3tfs.client.datapoints import Datapoint
 from datas3tfs.client.downloading import Downloaded
 from datas3tfs.client.scanning import ScannedTar
-from datas3tfs.client.sources import Ingested, batches, numbered
+from datas3tfs.client.sources import Batch, Ingested, batches, numbered
 from datas3tfs.client.tuning import Tuning
 from datas3tfs.client.verifying import Report
-from datas3tfs.wire.answers import BucketInfo, Cleared, DatarangeInfo, DatasetInfo, Imported
+from datas3tfs.wire.answers import BucketInfo, Cleared, DatarangeInfo, DatasetInfo, Imported, UploadInfo
 
 T = TypeVar("T")
 
@@ -39,9 +38,15 @@ class Client(AbstractContextManager["Client"]):
     """A client of the server at *url*, to be used as `with Client(…) as client`; see AsyncClient."""
 
     def __init__(
-        self, url: str, *, token: str | None = None, ca_file: Path | None = None, tuning: Tuning | None = None
+        self,
+        url: str,
+        *,
+        token: str | None = None,
+        ca_file: Path | None = None,
+        tuning: Tuning | None = None,
+        ledger: Path | None = None,
     ) -> None:
-        self._inner = AsyncClient(url, token=token, ca_file=ca_file, tuning=tuning)
+        self._inner = AsyncClient(url, token=token, ca_file=ca_file, tuning=tuning, ledger=ledger)
         self._stack: ExitStack | None = None
         self._portal: BlockingPortal | None = None
 
@@ -150,13 +155,33 @@ class Client(AbstractContextManager["Client"]):
         committed: Committed | None = None,
     ) -> list[DatarangeInfo]:
         """See AsyncClient.ingest. *things* are asked for, and *committed* called, by the calling thread."""
-        first = self._call(lambda: self._inner.first_key(dataset, start))
+        first = self.first_key(dataset, start)
         done: list[DatarangeInfo] = []
         for batch in batches(numbered(things, first), datarange_bytes):
-            done.append(self._call(partial(self._inner.commit, dataset, batch, progress=progress)))
+            done.append(self.commit(dataset, batch, progress=progress))
             if committed is not None:
                 committed(done[-1], batch.sources)
         return done
+
+    def first_key(self, dataset: str, start: int | None = None) -> int:
+        """See AsyncClient.first_key."""
+        return self._call(lambda: self._inner.first_key(dataset, start))
+
+    def commit(self, dataset: str, batch: Batch, *, progress: Progress = _ignore) -> DatarangeInfo:
+        """See AsyncClient.commit. *progress* is called in the client's thread."""
+        return self._call(lambda: self._inner.commit(dataset, batch, progress=progress))
+
+    def uploads(self, dataset: str) -> list[UploadInfo]:
+        """See AsyncClient.uploads."""
+        return self._call(lambda: self._inner.uploads(dataset))
+
+    def cancel_upload(self, upload_id: int) -> None:
+        """See AsyncClient.cancel_upload."""
+        self._call(lambda: self._inner.cancel_upload(upload_id))
+
+    def give_up_dead(self) -> int:
+        """See AsyncClient.give_up_dead."""
+        return self._call(self._inner.give_up_dead)
 
     # -- reading -----------------------------------------------------------------------------------
 
@@ -168,15 +193,22 @@ class Client(AbstractContextManager["Client"]):
         target: str | Path | BinaryIO,
         *,
         progress: Progress = _ignore,
+        resume: Path | None = None,
     ) -> Downloaded:
         """See AsyncClient.download_tar."""
-        return self._call(lambda: self._inner.download_tar(dataset, first, last, target, progress=progress))
+        return self._call(
+            lambda: self._inner.download_tar(dataset, first, last, target, progress=progress, resume=resume)
+        )
 
     def iterate(self, dataset: str, first: int, last: int) -> Generator[Datapoint, None, None]:
         """See AsyncClient.iterate."""
         with closing(self._each(self._inner.iterate_batches(dataset, first, last))) as found:
             for batch in found:
                 yield from batch
+
+    def iterate_batches(self, dataset: str, first: int, last: int) -> Generator[list[Datapoint], None, None]:
+        """See AsyncClient.iterate_batches."""
+        yield from self._each(self._inner.iterate_batches(dataset, first, last))
 
     def verify(self, dataset: str) -> Generator[Report, None, None]:
         """See AsyncClient.verify."""

@@ -10,6 +10,7 @@ import logging
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import httpx
 
@@ -45,6 +46,24 @@ def open_pool(
         trust_env=False,
         transport=transport,
     )
+
+
+def trust_for_server(ca_file: Path | None) -> ssl.SSLContext:
+    """Return whom to believe that they are the server: the authorities of *ca_file* alone, or the system's.
+    Raises Invalid (the file)."""
+    try:
+        return ssl.create_default_context(cafile=ca_file)
+    except OSError as exc:  # ssl.SSLError is one
+        reason = "not a file of certificates (PEM)" if isinstance(exc, ssl.SSLError) else exc.strerror
+        raise Invalid(f"{ca_file}: {reason}") from None
+
+
+def trust_for_storage(ca_file: Path | None) -> ssl.SSLContext:
+    """Return whom to believe that they are S3: the system's authorities, and those of *ca_file*."""
+    trust = ssl.create_default_context()
+    if ca_file is not None:
+        trust.load_verify_locations(ca_file)
+    return trust
 
 
 def quiet_libraries() -> None:

@@ -10,7 +10,7 @@ import io
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, BinaryIO
+from typing import BinaryIO
 
 from datas3tfs.core.names import parse_datapoint_name
 
@@ -18,36 +18,57 @@ from datas3tfs.core.names import parse_datapoint_name
 class Content:
     """Takes the content of one datapoint, *size* bytes; more than *limit* go to a file."""
 
+    __slots__ = ("_file", "_more", "_whole")
+
     def __init__(self, size: int, limit: int) -> None:
-        self._pieces: list[bytes] = []
-        self._file: IO[bytes] | None = None
-        if size > limit:
-            self._file = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the last reference to this
+        self._whole = b""  # what has come, but for …
+        self._more: list[bytes] | None = None  # … these: most come in one piece, and have none
+        self._file = _UnnamedFile() if size > limit else None
 
-    def __del__(self) -> None:
-        if self._file is not None:  # left to itself it would complain
-            self._file.close()
-
-    def write(self, data: memoryview) -> None:
+    def write(self, data: bytes) -> None:
         """Take the next bytes."""
-        if self._file is None:
-            self._pieces.append(bytes(data))
-        else:
+        if self._file is not None:
             self._file.write(data)
+        elif not self._whole:
+            self._whole = data
+        elif self._more is None:
+            self._more = [data]
+        else:
+            self._more.append(data)
 
     def read(self) -> bytes:
         """Return all of it."""
         if self._file is not None:
-            self._file.seek(0)
             return self._file.read()
-        if len(self._pieces) > 1:
-            self._pieces = [b"".join(self._pieces)]
-        return self._pieces[0] if self._pieces else b""
+        if self._more is not None:
+            self._whole, self._more = b"".join([self._whole, *self._more]), None
+        return self._whole
 
     def open(self) -> BinaryIO:
         """Return a file to read it from."""
-        if self._file is None:
-            return io.BytesIO(self.read())
+        return io.BytesIO(self.read()) if self._file is None else self._file.reopen()
+
+
+class _UnnamedFile:
+    """A temporary file that is gone with the last reference to it."""
+
+    def __init__(self) -> None:
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the last reference to this
+
+    def __del__(self) -> None:
+        self._file.close()  # left to itself it would complain
+
+    def write(self, data: bytes) -> None:
+        """Write at its end."""
+        self._file.write(data)
+
+    def read(self) -> bytes:
+        """Return all of it, once it is whole."""
+        self._file.seek(0)
+        return self._file.read()
+
+    def reopen(self) -> BinaryIO:
+        """Return it opened once more, once it is whole."""
         self._file.flush()
         # Reopened, it has a position of its own; a copy of the descriptor would share this one's.
         return Path(f"/proc/self/fd/{self._file.fileno()}").open("rb")

@@ -4,15 +4,22 @@
 
 What goes wrong with a URL or with bytes is mended here: the server is asked again, from the first datapoint
 on that was not whole yet. That serves URLs that have expired, objects that were merged into others
-meanwhile, and bytes that were mangled on the way. Concurrency: each call is a generator of its own.
+meanwhile, and bytes that were mangled on the way. Of many keys, where they lie is asked for in windows, the
+next one while the one before is read. Concurrency: each call is a generator of its own; worker threads look
+through what has come.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 
+from anyio import to_thread
+
+from datas3tfs.client.ahead import Ahead
 from datas3tfs.client.flow import Flows, Stretch
 from datas3tfs.client.server import Server
 from datas3tfs.client.storage import Gone, Refused
@@ -22,7 +29,9 @@ from datas3tfs.errors import Conflict, Corrupt, Datas3tError, NotFound, Unavaila
 from datas3tfs.wire.answers import Segment
 
 _WINDOW = 1 << 16  # keys whose checksums are asked for at once: about 700 KB of JSON
+_SPANS = 1000  # … and dataranges, where these are known: the server fetches the indices of all in a minute
 _ATTEMPTS = 3  # at the same datapoint
+_SHORT = 64 << 10  # bytes that are looked through in no time: a millisecond, if they are of empty datapoints
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +39,7 @@ class Step:
     """The next bytes of the TAR, and the datapoints they complete. *tail* of all bytes so far belong to one
     that is not whole yet. If *restarted*, there are none: those of the tail come again."""
 
-    raw: bytes | bytearray
+    raw: bytes | memoryview
     found: list[Walked]
     tail: int
     restarted: bool = False
@@ -60,34 +69,73 @@ class Reading:
     ) -> AsyncGenerator[Step, None]:
         """Yield the TAR of the datapoints of *keys* that exist, without its end, and each of them.
 
-        *make_sink* is given a size and returns what takes the content. Raises NotFound (there is none),
-        Conflict (there are others than at the beginning), Corrupt (still wrong after three attempts),
-        Unavailable.
+        *make_sink* is given a size and returns what takes the content; worker threads call both. Raises
+        NotFound (there is none), Conflict (there are others than at the beginning), Corrupt (still wrong
+        after three attempts), Unavailable.
         """
-        known = await self.server.locate(dataset, keys, checksums=keys.length <= _WINDOW)
-        plan = _spans(known)
-        for window in _windows(plan):
-            segments = known if keys.length <= _WINDOW else None
-            troubles, at = 0, window[0].start
-            while at < window[-1].stop:
-                wanted = Span(at, window[-1].stop)
-                try:
-                    segments = segments or await self._locate_again(dataset, wanted, window)
-                    async with aclosing(self._walk_segments(segments, make_sink)) as steps:
-                        async for step in steps:
-                            if step.found:
-                                at, troubles = step.found[-1].key + 1, 0
-                            yield step
-                    break
-                except _Trouble as exc:
-                    troubles, segments = troubles + 1, None
-                    if troubles >= _ATTEMPTS:
-                        raise exc.error from None
-                    yield Step(b"", [], 0, restarted=True)
+        segments: list[Segment] | None = None
+        if keys.length <= _WINDOW:
+            segments = await self.server.locate(dataset, keys, checksums=True)
+            windows = [_spans(segments)]
+        else:  # where each window lies is asked when it is its turn: the server looks into every index
+            windows = _windows(await self._planned(dataset, keys))
+        coming: Ahead[list[Segment]] | None = None
+        try:
+            for window, following in itertools.zip_longest(windows, windows[1:]):
+                if coming is not None:
+                    segments = await coming.get()
+                coming = None if following is None else self._locate_ahead(dataset, following)
+                async with aclosing(self._walk_window(dataset, window, segments, make_sink)) as steps:
+                    async for step in steps:
+                        yield step
+        finally:
+            if coming is not None:
+                coming.leave()
+
+    async def _walk_window(
+        self,
+        dataset: str,
+        window: Sequence[Span],
+        segments: list[Segment] | None,
+        make_sink: Callable[[int], Sink],
+    ) -> AsyncGenerator[Step, None]:
+        """Yield what `walk` does, of the keys *window*; *segments* is where they lie, if known."""
+        troubles, at = 0, window[0].start
+        while at < window[-1].stop:
+            wanted = Span(at, window[-1].stop)
+            try:
+                segments = segments or await self._locate_again(dataset, wanted, window)
+                async with aclosing(self._walk_segments(segments, make_sink)) as steps:
+                    async for step in steps:
+                        if step.found:
+                            at, troubles = step.found[-1].key + 1, 0
+                        yield step
+                return
+            except _Trouble as exc:
+                troubles, segments = troubles + 1, None
+                if troubles >= _ATTEMPTS:
+                    raise exc.error from None
+                yield Step(b"", [], 0, restarted=True)
+
+    def _locate_ahead(self, dataset: str, window: Sequence[Span]) -> Ahead[list[Segment]]:
+        keys = Span(window[0].start, window[-1].stop)
+        work = partial(self._locate_again, dataset, keys, window)
+        return Ahead(self.flows.tasks, f"dataset {dataset}", work)
+
+    async def _planned(self, dataset: str, keys: Span) -> list[Span]:
+        """Return which of *keys* each datarange has. Raises NotFound if none has any."""
+        found = [
+            common
+            for one in await self.server.dataranges(dataset)
+            if (common := Span(one.min_datapoint_key, one.max_datapoint_key + 1).intersection(keys))
+        ]
+        if not found:
+            raise NotFound(f"dataset {dataset} has no datapoint from {keys.start} to {keys.last}")
+        return found
 
     async def _locate_again(self, dataset: str, keys: Span, window: Sequence[Span]) -> list[Segment]:
         """Return where *keys* lie now. Raises Conflict if they are not those of the plan any more."""
-        planned = [common for span in window if (common := span.intersection(keys))]
+        planned = _joined([common for span in window if (common := span.intersection(keys))])
         try:
             segments = await self.server.locate(dataset, keys, checksums=True)
         except NotFound:
@@ -108,7 +156,7 @@ class Reading:
                     if number != current:
                         walkers[current].finish()
                         current = number
-                    found = walkers[current].feed(data)
+                    found = await _feed(walkers[current], data)
                     yield Step(data, found, walkers[current].tail)
             walkers[current].finish()
         except Mangled as exc:
@@ -117,6 +165,13 @@ class Reading:
             raise _Trouble(Vanished(f"{segments[current].object_key}: {exc}")) from None
         except Refused as exc:
             raise _Trouble(Unavailable(f"{segments[current].object_key}: {exc}")) from None
+
+
+async def _feed(walker: Walker, data: memoryview) -> list[Walked]:
+    """Let *walker* take in *data*, in a worker thread unless that would cost more."""
+    if len(data) < _SHORT:
+        return walker.feed(data)
+    return await to_thread.run_sync(walker.feed, data)
 
 
 def _keys_of(segment: Segment) -> Span:
@@ -138,8 +193,13 @@ def _bytes_of(segment: Segment) -> Span:
 
 def _spans(segments: Sequence[Segment]) -> list[Span]:
     """Return the keys of *segments*, adjacent ones as one. Raises Unavailable if they are in no order."""
+    return _joined([_keys_of(one) for one in segments])
+
+
+def _joined(found: Sequence[Span]) -> list[Span]:
+    """Return *found*, adjacent ones as one. Raises Unavailable if they are in no order."""
     spans: list[Span] = []
-    for keys in map(_keys_of, segments):
+    for keys in found:
         if spans and keys.start < spans[-1].stop:
             raise Unavailable("the server names datapoints that are not in order")
         if spans and spans[-1].stop == keys.start:
@@ -150,13 +210,13 @@ def _spans(segments: Sequence[Segment]) -> list[Span]:
 
 
 def _windows(plan: Sequence[Span]) -> list[list[Span]]:
-    """Cut *plan* into groups of at most so many keys."""
+    """Cut *plan* into groups of at most so many keys, and spans."""
     windows: list[list[Span]] = [[]]
     room = _WINDOW
     for span in plan:
         at = span.start
         while at < span.stop:
-            if not room:
+            if not room or len(windows[-1]) == _SPANS:
                 windows.append([])
                 room = _WINDOW
             part = Span(at, min(span.stop, at + room))

@@ -7,16 +7,16 @@ already was perhaps made by the first attempt. Concurrency: any number of calls 
 from __future__ import annotations
 
 from typing import TypeVar
-from uuid import uuid4
 
 from pydantic import TypeAdapter, ValidationError
 
 from datas3tfs.client.api import Api
 from datas3tfs.client.retrying import Tries
+from datas3tfs.client.tuning import MIB
 from datas3tfs.core.spans import Span
 from datas3tfs.errors import Conflict, Invalid, NotFound
 from datas3tfs.wire import answers, requests
-from datas3tfs.wire.values import Request
+from datas3tfs.wire.values import MOST_PARTS, PART_SIZE, Request
 
 R = TypeVar("R", bound=Request)
 
@@ -25,6 +25,7 @@ _DATASETS = TypeAdapter(list[answers.DatasetInfo])
 _DATARANGE = TypeAdapter(answers.DatarangeInfo)
 _DATARANGES = TypeAdapter(answers.DatarangeList)
 _UPLOAD = TypeAdapter(answers.UploadGrant)
+_UPLOADS = TypeAdapter(answers.UploadList)
 _DOWNLOAD = TypeAdapter(answers.DownloadGrant)
 _IMPORTED = TypeAdapter(answers.Imported)
 _CLEARED = TypeAdapter(answers.Cleared)
@@ -148,19 +149,28 @@ class Server:
             raise missing
         return found
 
-    async def start(self, dataset: str, keys: Span, size: int) -> answers.UploadGrant:
+    async def uploads(self, dataset: str) -> list[answers.UploadInfo]:
+        """Return the uploads in flight to a dataset, by key. Raises NotFound."""
+        params = _existing(dataset)
+        return (await self._api.ask("GET", "/api/v1/uploads", _UPLOADS, params=params)).uploads
+
+    async def start(
+        self, dataset: str, keys: Span, size: int, attempt: str, *, tries: Tries | None = None
+    ) -> answers.UploadGrant:
         """Begin an upload of *keys* in *size* bytes. Raises Conflict if one of them is taken.
 
-        Asked again because the answer was lost, the server knows the attempt and returns the same upload."""
+        Asked again because the answer was lost, the server knows the *attempt* (a UUID) and returns the same
+        upload."""
         body = _made(
             requests.StartUpload,
             datas3t_name=dataset,
             first_datapoint_index=keys.start,
             number_of_datapoints=keys.length,
             data_size=size,
-            attempt=uuid4(),
+            part_size=_part_size(size),
+            attempt=attempt,
         )
-        return await self._api.ask("POST", "/api/v1/upload-datarange", _UPLOAD, body)
+        return await self._api.ask("POST", "/api/v1/upload-datarange", _UPLOAD, body, tries=tries)
 
     async def resume(self, upload_id: int) -> answers.UploadGrant:
         """Return fresh URLs for an upload, and what has arrived of it. Raises Conflict or NotFound if it
@@ -179,6 +189,26 @@ class Server:
         """Give an upload up; it may be gone. Raises Conflict if it is published."""
         body = requests.UploadReference(datarange_upload_id=upload_id)
         await self._api.fetch("POST", "/api/v1/upload-datarange/cancel", body)
+
+    async def cancel_aggregate(self, upload_id: int) -> None:
+        """Give up a merge that a client makes; it may be gone. Raises Conflict if it is published."""
+        body = requests.AggregateReference(aggregate_upload_id=upload_id)
+        await self._api.fetch("POST", "/api/v1/aggregate/cancel", body)
+
+    async def take_back(self, dataset: str, keys: Span, size: int, attempt: str) -> None:
+        """Give up an upload that may have begun, of which only the attempt is known; it may be gone."""
+        try:
+            grant = await self.start(dataset, keys, size, attempt)
+            await self.cancel(grant.datarange_upload_id)
+        except (Conflict, NotFound):
+            pass  # it has not begun, and cannot any more; or is published
+
+
+def _part_size(size: int) -> int | None:
+    """Return how long parts must be so that S3 takes *size* bytes in so many; None: as the server likes."""
+    if size <= MOST_PARTS * PART_SIZE:
+        return None
+    return -(-size // MOST_PARTS // MIB) * MIB
 
 
 def _made(kind: type[R], **values: object) -> R:

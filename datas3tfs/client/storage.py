@@ -16,6 +16,7 @@ import anyio
 import httpx
 
 from datas3tfs.client.connections import timeouts, translated
+from datas3tfs.client.ranges import Flight, Ranges, Refusal
 from datas3tfs.client.retrying import Again, Retrier
 from datas3tfs.client.tuning import Tuning
 from datas3tfs.core.names import printable
@@ -25,7 +26,7 @@ from datas3tfs.errors import Unavailable
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)", re.ASCII)
 _CODE = re.compile(rb"<Code>\s*([A-Za-z0-9.]{1,64})\s*</Code>")
 _PASSES = frozenset({408, 429})
-_ERROR_DOCUMENT = 16 << 10  # bytes read of one
+_CAREFUL_STEP = 64 << 10  # bytes read at once after a failure: no more are lost by the next
 
 Advance = Callable[[int], None]
 
@@ -52,8 +53,9 @@ class Gone(Refused):
 class Storage:
     """S3, as far as URLs reach."""
 
-    def __init__(self, pool: httpx.AsyncClient, retrier: Retrier, tuning: Tuning) -> None:
+    def __init__(self, pool: httpx.AsyncClient, ranges: Ranges, retrier: Retrier, tuning: Tuning) -> None:
         self._pool = pool
+        self._ranges = ranges
         self._retrier = retrier
         self._tuning = tuning
 
@@ -82,33 +84,27 @@ class Storage:
 
         return await self._retrier.run(what, attempt)
 
-    async def fetch(self, what: str, url: str, span: Span, into: bytearray) -> None:
-        """Append the bytes *span* of an object to *into*, which may have the first of them already.
+    async def fetch(self, what: str, url: str, span: Span) -> memoryview:
+        """Return the bytes *span* of an object. An attempt goes on where the one before broke off.
 
-        An attempt goes on where the one before broke off. Raises Refused, Unavailable.
-        """
-        have = len(into)
+        Raises Refused, Unavailable."""
+        parts: list[memoryview] = []
 
         async def attempt() -> None:
-            left = Span(span.start + len(into) - have, span.stop)
-            if left:
-                with translated(), _in_time(self._tuning.allowance(left.length)):
-                    await self._get(url, left, into)
+            left = Span(span.start + sum(map(len, parts)), span.stop)
+            if not left:  # the last byte came with the last second
+                return
+            flight = Flight(left, _CAREFUL_STEP if parts else self._tuning.chunk)
+            try:
+                with _in_time(self._tuning.allowance(left.length)):
+                    await self._ranges.fetch(url, flight, _check_range)
+            except Refusal as exc:
+                raise _refusal(exc.status, exc.document) from None
+            finally:
+                parts.append(flight.received())
 
-        await self._retrier.run(what, attempt, reached=lambda: len(into))
-
-    async def _get(self, url: str, span: Span, into: bytearray) -> None:
-        headers = {"Range": f"bytes={span.start}-{span.last}", "Accept-Encoding": "identity"}
-        async with self._pool.stream("GET", url, headers=headers) as response:
-            if response.status_code not in (200, 206):
-                raise _refusal(response.status_code, await _beginning(response))
-            _check_range(span, response)
-            left = span.length
-            async for chunk in response.aiter_raw():  # as many as were announced, at most
-                left -= len(chunk)
-                into += chunk
-        if left:
-            raise Again(f"{span.length - left} bytes came, {span.length} were announced")
+        await self._retrier.run(what, attempt, reached=lambda: sum(map(len, parts)))
+        return parts[0] if len(parts) == 1 else memoryview(b"".join(parts))
 
 
 class _Stream(httpx.AsyncByteStream):
@@ -148,17 +144,16 @@ def _in_time(seconds: float) -> Iterator[None]:
         raise Again(f"too slow: not done within {seconds:.0f} s")
 
 
-def _check_range(span: Span, response: httpx.Response) -> None:
+def _check_range(span: Span, status: int, headers: httpx.Headers) -> None:
     """Raise Again unless the answer announces exactly *span*. Status 200 with a right Content-Range is
     rclone's way to answer; the whole object, an error page or another range must not pass for it."""
-    headers = response.headers
     if headers.get("Content-Encoding", "identity").strip().lower() not in ("identity", ""):
         raise Again("the body came encoded, not as it is stored")
     if "Transfer-Encoding" in headers:
         raise Again("the body came in chunks, not with a length")
     match = _CONTENT_RANGE.fullmatch(headers.get("Content-Range", "").strip())
     if match is None:
-        raise Again(f"status {response.status_code} without a usable Content-Range")
+        raise Again(f"status {status} without a usable Content-Range")
     if (int(match[1]), int(match[2])) != (span.start, span.last):
         raise Again(f"bytes {match[1]}-{match[2]} came, {span.start}-{span.last} were asked for")
     if headers.get("Content-Length", "").strip() != str(span.length):
@@ -176,10 +171,3 @@ def _refusal(status: int, document: bytes) -> Exception:
     if status == 404 and code == "NoSuchKey":
         return Gone(said)
     return Refused(printable(said)) if status >= 400 else Again(said)
-
-
-async def _beginning(response: httpx.Response) -> bytes:
-    document = b""
-    async for chunk in response.aiter_raw():
-        document += chunk[: _ERROR_DOCUMENT - len(document)]
-    return document

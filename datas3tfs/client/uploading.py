@@ -12,14 +12,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
+from enum import Enum, auto
 
 import anyio
 from anyio.abc import TaskGroup
 
 from datas3tfs.client.bodies import InMemory, UploadBody
 from datas3tfs.client.flow import Places
+from datas3tfs.client.ledger import Begun, Ledger
 from datas3tfs.client.resumption import ResumeFile
+from datas3tfs.client.retrying import Tries
 from datas3tfs.client.server import Server
 from datas3tfs.client.storage import Advance, Body, Refused, Storage
 from datas3tfs.client.tuning import Tuning
@@ -32,6 +36,14 @@ log = logging.getLogger(__name__)
 _RENEWALS = 3  # of one URL, in a row: if S3 refuses fresh ones too, it is not because they are old
 
 
+class _Fate(Enum):
+    """What became of an upload that was given up."""
+
+    GONE = auto()
+    COMMITTED = auto()  # it was too late
+    UNKNOWN = auto()  # it may be in flight until it expires
+
+
 @dataclass(frozen=True, slots=True)
 class Uploader:
     """Uploads to one server."""
@@ -40,6 +52,7 @@ class Uploader:
     storage: Storage
     places: Places
     tuning: Tuning
+    ledger: Ledger
 
     async def upload(
         self, dataset: str, body: UploadBody, advance: Advance, kept: ResumeFile | None = None
@@ -50,59 +63,113 @@ class Uploader:
         Raises Conflict (keys taken), NotFound (dataset), Invalid (the source has changed, or the server
         finds it wrong), Unavailable; nothing is visible then.
         """
+        if kept is not None:
+            return await self._resumable(dataset, body, advance, kept)
+        begun = Begun.anew(dataset, body.keys, body.size)
+        with self.ledger.noted(begun) as strike:
+            return await self._at_once(begun, body, advance, strike)
+
+    async def give_up_dead(self) -> int:
+        """Give up what processes of this machine have begun before they were killed; return how much."""
+        count = 0
+        with closing(self.ledger.left_behind()) as found:
+            for begun, strike in found:
+                what = f"upload of keys {begun.keys.start} to {begun.keys.last} of {begun.dataset}"
+                try:
+                    await self._take_back(begun)
+                except Invalid as exc:  # not with this token
+                    log.warning("%s, left behind by a process that was killed: %s", what, exc)
+                    continue
+                log.info("%s, left behind by a process that was killed: given up", what)
+                strike()
+                count += 1
+        return count
+
+    async def _take_back(self, begun: Begun) -> None:
+        await self.server.take_back(begun.dataset, begun.keys, begun.size, begun.attempt)
+
+    async def _at_once(
+        self, begun: Begun, body: UploadBody, advance: Advance, strike: Callable[[], None]
+    ) -> DatarangeInfo:
+        """Upload, or give it all up; *strike* tells when nothing is left to be given up by others."""
+        upload_id, tries = None, Tries()
+        try:
+            grant = await self.server.start(begun.dataset, begun.keys, begun.size, begun.attempt, tries=tries)
+            upload_id = grant.datarange_upload_id
+            done = await self._store(grant, body, advance)
+        except BaseException as exc:
+            was_refused = upload_id is None and isinstance(exc, Datas3tError) and not tries.lost
+            fate = _Fate.GONE if was_refused else await self._give_up(upload_id or begun)
+            if fate is not _Fate.UNKNOWN:
+                strike()
+            if fate is _Fate.COMMITTED and isinstance(exc, Unavailable):
+                return await self._found(begun.dataset, body.keys)  # only the answer was lost
+            raise
+        strike()
+        return done
+
+    async def _resumable(
+        self, dataset: str, body: UploadBody, advance: Advance, kept: ResumeFile
+    ) -> DatarangeInfo:
+        """Upload, and leave it as it is if it fails in a way that may pass."""
         grant = await self._begin(dataset, body, kept)
         if isinstance(grant, DatarangeInfo):
             return grant
-        upload_id = grant.datarange_upload_id
         try:
-            tags = await _Session(self, grant, body, advance).store()
-            done = await self.server.complete(upload_id, tags)
-        except BaseException as exc:
-            final = kept is None or isinstance(exc, Invalid | Conflict | NotFound)
-            if final and await self._cancel(upload_id, kept) and isinstance(exc, Unavailable):
-                return await self._found(dataset, body.keys)  # it was completed, only the answer was lost
+            done = await self._store(grant, body, advance)
+        except (Invalid, Conflict, NotFound):
+            if await self._give_up(grant.datarange_upload_id) is _Fate.GONE:
+                kept.forget()
             raise
-        if kept is not None:
-            kept.forget()
+        kept.forget()
         return done
 
-    async def _begin(
-        self, dataset: str, body: UploadBody, kept: ResumeFile | None
-    ) -> UploadGrant | DatarangeInfo:
+    async def _store(self, grant: UploadGrant, body: UploadBody, advance: Advance) -> DatarangeInfo:
+        tags = await _Session(self, grant, body, advance).store()
+        return await self.server.complete(grant.datarange_upload_id, tags)
+
+    async def _begin(self, dataset: str, body: UploadBody, kept: ResumeFile) -> UploadGrant | DatarangeInfo:
         """Begin the upload, or go on with the one that is *kept*; return it, or the datarange that it was."""
-        upload_id = None if kept is None else kept.upload_id()
-        if upload_id is not None and kept is not None:
+        begun = kept.found()
+        if begun is not None and begun.upload_id:
             try:
-                return await self.server.resume(upload_id)
+                return await self.server.resume(begun.upload_id)
             except (NotFound, Conflict) as exc:
-                log.debug("upload %d cannot be resumed: %s", upload_id, exc)
+                log.debug("upload %d cannot be resumed: %s", begun.upload_id, exc)
             try:
-                done = await self.server.complete(upload_id, None)
+                done = await self.server.complete(begun.upload_id, None)
                 kept.forget()
                 return done
             except (NotFound, Conflict):
-                kept.forget()  # it is gone: begin anew
-        grant = await self.server.start(dataset, body.keys, body.size)
-        if kept is not None:
-            kept.remember(grant.datarange_upload_id)
+                begun = None  # it is gone: begin anew
+        begun = begun or kept.begin()
+        try:
+            grant = await self.server.start(dataset, body.keys, body.size, begun.attempt)
+        except (Invalid, Conflict, NotFound):
+            kept.forget()
+            raise
+        kept.remember(begun, grant.datarange_upload_id)
         return grant
 
-    async def _cancel(self, upload_id: int, kept: ResumeFile | None) -> bool:
-        """Give the upload up; return whether it turns out to be committed."""
-        with anyio.move_on_after(self.tuning.cancel_limit, shield=True) as scope:
+    async def _give_up(self, which: int | Begun) -> _Fate:
+        """Give an upload up, by its id or because it may have begun; return what became of it."""
+        what = f"upload {which}" if isinstance(which, int) else f"upload of keys from {which.first_key} on"
+        with anyio.move_on_after(self.tuning.cancel_limit, shield=True):
             try:
-                await self.server.cancel(upload_id)
+                if isinstance(which, int):
+                    await self.server.cancel(which)
+                else:
+                    await self._take_back(which)
             except Conflict:
-                return True
+                return _Fate.COMMITTED
             except NotFound:
                 pass
             except Datas3tError as exc:
-                log.warning("upload %d is left to expire: %s", upload_id, exc)
-        if scope.cancelled_caught:
-            log.warning("upload %d is left to expire: the server did not answer in time", upload_id)
-        elif kept is not None:
-            kept.forget()
-        return False
+                log.warning("%s is left to expire: %s", what, exc)
+                return _Fate.UNKNOWN
+            return _Fate.GONE
+        log.warning("%s is left to expire: the server did not answer in time", what)
+        return _Fate.UNKNOWN
 
     async def _found(self, dataset: str, keys: Span) -> DatarangeInfo:
         """Return the datarange of exactly *keys*. Raises NotFound: it is gone again."""

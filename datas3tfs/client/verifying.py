@@ -47,7 +47,7 @@ Report = Verified | Bad | Read
 class _Nowhere:
     """Takes content and drops it: it has been checked on the way."""
 
-    def write(self, data: memoryview) -> None:
+    def write(self, data: bytes) -> None:
         """Take the next bytes."""
 
 

@@ -2,22 +2,25 @@
 
 Every entry must be a regular file with the name of the next datapoint, and its content must have the CRC32C
 that the server knows, if it does. Directories and global headers between them are passed over, as they are
-when a TAR is uploaded. Pure: no I/O but that of the sinks it is given.
+when a TAR is uploaded. Entries of the usual form that lie whole in a piece are looked at together
+(core/runs.py), all others one by one. Pure: no I/O but that of the sinks it is given. Concurrency: one call
+at a time, in any thread.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from datas3tfs.core import tar
 from datas3tfs.core.checksums import crc32c
 from datas3tfs.core.names import parse_datapoint_name, printable
+from datas3tfs.core.runs import Run, RunFinder
 from datas3tfs.core.spans import Span
 from datas3tfs.errors import Invalid
 
-_CRC_STEP = 1 << 20  # bytes copied at once: the CRC library wants bytes objects
+_STEP = 1 << 20  # bytes copied at once: the CRC library wants bytes objects
+_SECOND = 1_000_000_000  # nanoseconds
 
 
 class Mangled(Exception):
@@ -27,13 +30,12 @@ class Mangled(Exception):
 class Sink(Protocol):
     """Takes the content of one datapoint."""
 
-    def write(self, data: memoryview) -> object:
-        """Take the next bytes."""
+    def write(self, data: bytes) -> object:
+        """Take the next bytes; called once if all of them have come together."""
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Walked:
+class Walked(NamedTuple):
     """A datapoint that was there, whole and right, and what has taken its content."""
 
     key: int
@@ -54,6 +56,7 @@ class Walker:
         self._crcs = crcs
         self._make_sink = make_sink
         self._next_key = keys.start
+        self._runs = RunFinder()
         self._rest = b""  # of a header that has not come whole
         self._current: _Current | None = None
         self._skip = 0  # padding, or what is passed over
@@ -66,7 +69,7 @@ class Walker:
         """How many of the bytes so far belong to a datapoint that is not whole yet."""
         return self._fed - self._good
 
-    def feed(self, data: bytes | bytearray) -> list[Walked]:
+    def feed(self, data: bytes | memoryview) -> list[Walked]:
         """Take in the next bytes; return the datapoints they complete. Raises Mangled: when asked again, if
         some were whole before that."""
         found: list[Walked] = []
@@ -80,21 +83,43 @@ class Walker:
             self._broken = exc
         return found
 
-    def _walk(self, data: bytes | bytearray, found: list[Walked]) -> None:
+    def _walk(self, data: bytes | memoryview, found: list[Walked]) -> None:
         base = self._fed - len(self._rest)
         self._fed += len(data)
-        view = memoryview(self._rest + data if self._rest else data)
+        view = memoryview(b"".join((self._rest, data)) if self._rest else data)
         at = 0
         while True:
             if self._current is not None and not self._current.left and not self._skip:
                 found.append(self._finished(self._current))
                 self._good = base + at
             in_header = self._current is None and not self._skip
+            if in_header and (run := self._runs.find(view, at, Span(self._next_key, self._keys.stop))):
+                self._take_run(view, base, run, found)
+                at = run.stop
+                continue
             taken = self._header(view[at:]) if in_header else self._body(view[at:])
             if not taken:
                 break
             at += taken
         self._rest = bytes(view[at:])
+
+    def _take_run(self, view: memoryview, base: int, run: Run, found: list[Walked]) -> None:
+        """Take in many datapoints at once; *view* begins at byte *base*."""
+        make_sink, key = self._make_sink, self._next_key
+        for name, start, size, seconds in zip(run.names, run.starts, run.sizes, run.seconds, strict=True):
+            content = bytes(view[start : start + size])
+            crc = crc32c(content)
+            self._check_crc(key, name, crc)
+            sink = make_sink(size)
+            sink.write(content)
+            found.append(Walked(key, name, size, seconds * _SECOND, crc, sink))
+            self._next_key = key = key + 1
+            self._good = base + start + tar.padded(size)
+
+    def _check_crc(self, key: int, name: str, crc: int) -> None:
+        expected = None if self._crcs is None else self._crcs[key - self._keys.start]
+        if expected is not None and expected != crc:
+            raise Mangled(f"datapoint {name}: content fails its checksum")
 
     def finish(self) -> None:
         """Raise Mangled unless all datapoints have come, and nothing else."""
@@ -150,10 +175,8 @@ class Walker:
         return length
 
     def _finished(self, current: _Current) -> Walked:
-        expected = None if self._crcs is None else self._crcs[self._next_key - self._keys.start]
-        if expected is not None and expected != current.crc:
-            raise Mangled(f"datapoint {current.member.name}: content fails its checksum")
         member, key = current.member, self._next_key
+        self._check_crc(key, member.name, current.crc)
         self._current, self._next_key = None, key + 1
         return Walked(key, member.name, member.size, member.mtime_ns, current.crc, current.sink)
 
@@ -169,9 +192,10 @@ class _Current:
 
     def take(self, part: memoryview) -> None:
         self.left -= len(part)
-        for at in range(0, len(part), _CRC_STEP):
-            self.crc = crc32c(part[at : at + _CRC_STEP], self.crc)
-        self.sink.write(part)
+        for at in range(0, len(part), _STEP):
+            data = bytes(part[at : at + _STEP])
+            self.crc = crc32c(data, self.crc)
+            self.sink.write(data)
 
 
 def _read_group(view: memoryview) -> tuple[tar.Member | None, int] | None:

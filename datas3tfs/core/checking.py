@@ -1,8 +1,8 @@
 """Check bytes from a TAR against its index: the one place that decides that they are right.
 
 Piece by piece, or all pieces of a stretch at once: most headers are one block of the plain form that every
-writer makes, and those are looked at together, as columns. Whatever is not of that form is parsed as
-strictly as any header (core/tar.py), so both ways accept the same. Pure; safe in any thread.
+writer makes, and those are looked at together, as columns (core/headers.py). Whatever is not of that form is
+parsed as strictly as any header (core/tar.py), so both ways accept the same. Pure; safe in any thread.
 """
 
 from __future__ import annotations
@@ -10,21 +10,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from datas3tfs.core import tar
 from datas3tfs.core.checksums import CHUNK, crc32c
+from datas3tfs.core.headers import read_columns
 from datas3tfs.core.index import Entry, Index
 from datas3tfs.core.reads import Piece, pieces_of, slots_in
 from datas3tfs.core.spans import Span
 from datas3tfs.errors import Corrupt, Invalid
 
-_NAME_LIMIT = 100  # bytes of a name in a plain header
-_BLANK_SUM = 8 * ord(" ")  # what the checksum's own field counts as
 _FEW = 4  # datapoints: below, columns cost more than they save
-
-Bytes = npt.NDArray[np.uint8]
-Flags = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +83,8 @@ def _right_slots(index: Index, slots: Span, start: int, view: memoryview) -> set
     rows = np.frombuffer(view[skipped : skipped + (len(view) - skipped) // tar.BLOCK * tar.BLOCK], np.uint8)
     headers = rows.reshape(-1, tar.BLOCK)[(offsets[candidates] - start - skipped) // tar.BLOCK]
     names = index.names(slots.start, slots.length)
-    plain = _are_plain(headers, [names[i] for i in candidates.tolist()], sizes[candidates])
+    columns = read_columns(headers, [names[i] for i in candidates.tolist()])
+    plain = columns.is_plain & (columns.sizes == sizes[candidates])
     crcs = index.crcs(slots.start, slots.length)
     right = set()
     for i in candidates[plain].tolist():
@@ -96,37 +92,3 @@ def _right_slots(index: Index, slots: Span, start: int, view: memoryview) -> set
         if crcs is None or crc32c(view[begin : begin + int(sizes[i])]) == crcs[i]:
             right.add(slots.start + i)
     return right
-
-
-def _are_plain(headers: Bytes, names: list[bytes], sizes: npt.NDArray[np.int64]) -> Flags:
-    """Say of each row of *headers* (POSIX.1-2017, pax, "ustar Interchange Format") whether it is a regular
-    file's of that name and size, in the form that most writers give it. False says nothing."""
-    expected = np.array(names, dtype=f"S{_NAME_LIMIT}").view(np.uint8).reshape(-1, _NAME_LIMIT)
-    short = np.array([len(name) <= _NAME_LIMIT for name in names], dtype=np.bool_)
-    has_sum, sums = _octal(headers[:, 148:154])
-    has_size, found = _octal(headers[:, 124:135])
-    has_time, _ = _octal(headers[:, 136:147])
-    fields = headers[:, 148:156].sum(axis=1, dtype=np.int64)
-    flags: Flags = (
-        short
-        & (headers[:, :_NAME_LIMIT] == expected).all(axis=1)
-        & (headers[:, 156] == ord("0"))
-        & (headers[:, 345] == 0)  # no prefix to the name
-        & has_size
-        & (headers[:, 135] == 0)
-        & (found == sizes)
-        & has_time
-        & (headers[:, 147] == 0)
-        & has_sum
-        & (headers[:, 154] == 0)
-        & (headers.sum(axis=1, dtype=np.int64) - fields + _BLANK_SUM == sums)
-    )
-    return flags
-
-
-def _octal(digits: Bytes) -> tuple[Flags, npt.NDArray[np.int64]]:
-    """Return (whether each row is nothing but octal digits, the numbers they make if so)."""
-    values = digits.astype(np.int64) - ord("0")
-    weights = 8 ** np.arange(digits.shape[1] - 1, -1, -1, dtype=np.int64)
-    are_octal: Flags = np.all((values >= 0) & (values < 8), axis=1)
-    return are_octal, values @ weights

@@ -112,6 +112,7 @@ class PendingUpload:
 
     upload: Upload
     multipart: str | None  # S3's id of the presigned multipart upload of the TAR; None: there is none
+    begun_ns: int  # nanoseconds since the epoch
     expires_ns: int  # when it counts as dead, nanoseconds since the epoch
     confirmed: bool  # what lies at its object names is its own
 

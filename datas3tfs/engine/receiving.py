@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from functools import partial
 from uuid import UUID
 
@@ -40,6 +41,7 @@ __all__ = ["AggregateGrant", "Grant", "Receiver", "Source"]
 log = logging.getLogger(__name__)
 
 _AT_ONCE = 8  # indices fetched, URLs signed
+_SHOWN = 3  # uploads in an error
 
 
 class Receiver:
@@ -87,7 +89,8 @@ class Receiver:
         try:
             return await self._begin(intent, found.bucket_id, size, part_size or PART_SIZE)
         except Conflict as exc:
-            raise Conflict(f"{taken} or with an upload ({exc})") from exc
+            holders = await self._uploads.in_flight(found.dataset_id, keys)
+            raise Conflict(f"{taken} or with {_named(holders) or f'an upload ({exc})'}") from exc
 
     async def resume(self, upload_id: UploadId) -> Grant:
         """Return fresh URLs for an upload that was started, and which parts are there; it lives on.
@@ -287,6 +290,21 @@ class Receiver:
         if not intent.presigned or bool(intent.replaces) != is_aggregate:
             raise NotFound(f"upload {upload_id}: there is none of this id")
         return pending
+
+
+def _named(holders: Sequence[PendingUpload]) -> str:
+    """Return which uploads hold keys, and until when; "" if there are none."""
+    claiming = [one for one in holders if not one.upload.intent.replaces]
+    return ", ".join(_described(one) for one in claiming[:_SHOWN])
+
+
+def _described(pending: PendingUpload) -> str:
+    keys = pending.upload.intent.keys
+    until = datetime.fromtimestamp(pending.expires_ns // 10**9, UTC).isoformat()
+    return (
+        f"upload {pending.upload.id} of datapoints {keys.start} to {keys.last}, in flight until it is "
+        f"completed or cancelled, or expires at {until}"
+    )
 
 
 async def _put_together(

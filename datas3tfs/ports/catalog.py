@@ -119,6 +119,11 @@ class Uploads(Protocol):
         published, was abandoned, or has expired and was swept)."""
         ...
 
+    async def in_flight(self, dataset_id: DatasetId, keys: Span) -> list[PendingUpload]:
+        """Return the uploads through URLs, expired or not, that are to have one of *keys* of a dataset, by
+        key. Raises Corrupt if a row cannot be."""
+        ...
+
     async def remember_multipart(self, upload_id: UploadId, multipart: str) -> str:
         """Record S3's id of the upload's presigned multipart upload, if none is recorded yet; return the one
         that is. Raises Conflict if the upload is gone, Invalid."""

@@ -52,6 +52,26 @@ class UploadGrant(Answer):
     expires_at: str  # ISO 8601: from then on the URLs are of no use
 
 
+class UploadInfo(Answer):
+    """An upload in flight: it holds its keys until it is completed or cancelled, or expires. An aggregate's
+    keys are held by what it is to replace."""
+
+    datarange_upload_id: int
+    is_aggregate: bool
+    first_datapoint_index: int
+    number_of_datapoints: int
+    data_size: int  # bytes that were announced; 0 for an aggregate
+    object_key: str
+    begun_at: str  # ISO 8601
+    expires_at: str  # … unless somebody goes on with it
+
+
+class UploadList(Answer):
+    """The uploads in flight to a dataset, by key."""
+
+    uploads: list[UploadInfo]
+
+
 class Segment(Answer):
     """Part of a download: GET *presigned_url* with the header `Range: {range}`. Whole TAR entries."""
 

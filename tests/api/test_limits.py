@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from datas3tfs.api import application, datasets
 from datas3tfs.api.bodies import BODY_LIMIT
-from datas3tfs.api.operations import Call, Operation
+from datas3tfs.api.operations import LONG, Call, Operation
 from datas3tfs.api.running import Places
 from datas3tfs.core.model import BucketSpec
 from datas3tfs.errors import Corrupt, Unavailable
@@ -170,6 +170,33 @@ async def test_heavy_ones_wait_for_each_other(gate: trio.Event) -> None:
         assert (await api.send("GET", "/api/v1/buckets")).status_code == 200  # nobody else waits
         gate.set()
     assert statuses == [200] * 5
+
+
+async def test_merges_and_imports_keep_no_upload_from_being_completed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    over = trio.Event()
+
+    def waiting(operation: Operation[Any]) -> Operation[Any]:
+        async def wait(call: Call, given: object) -> None:
+            await over.wait()
+
+        return replace(operation, run=wait, gives=None) if operation.seconds > LONG else operation
+
+    slow = tuple(map(waiting, application.DOCUMENTED))
+    monkeypatch.setattr(application, "DOCUMENTED", slow)
+    merge = {"datas3t_name": "photos", "first_datapoint_index": 0, "last_datapoint_index": 9}
+    async with open_memory_api() as api:
+        await api.add_bucket()
+        await api.add_dataset("photos")
+        async with trio.open_nursery() as nursery:
+            for _ in range(20):
+                nursery.start_soon(api.done, "POST", "/api/v1/aggregate/run", merge)
+                nursery.start_soon(api.done, "POST", "/api/v1/datas3ts/import", {"bucket_name": "main"})
+            await trio.testing.wait_all_tasks_blocked()
+            with trio.fail_after(10):
+                await api.upload("photos", 0, [b"content"])
+            over.set()
 
 
 async def test_a_place_is_given_back_whatever_happens() -> None:

@@ -107,3 +107,31 @@ async def test_an_upload_and_an_aggregate_are_not_mixed_up(api: MemoryApi) -> No
         ("/api/v1/aggregate/cancel", {"aggregate_upload_id": grant["datarange_id"]}),
     ):
         assert (await api.send("POST", path, body)).status_code == 404, path
+
+
+async def test_what_is_in_flight_is_listed_until_it_is_done(api: MemoryApi) -> None:
+    await api.upload(FILLED, 15, CONTENTS)
+    asked = {"datas3t_name": FILLED, "first_datapoint_index": 10, "last_datapoint_index": 19}
+    merge = await api.done("POST", "/api/v1/aggregate", asked)
+    grant = await api.done("POST", START, started(8192))
+    where = f"/api/v1/uploads?datas3t_name={FILLED}"
+    found = (await api.done("GET", where))["uploads"]
+    assert [
+        (
+            one["datarange_upload_id"],
+            one["is_aggregate"],
+            one["first_datapoint_index"],
+            one["number_of_datapoints"],
+            one["data_size"],
+        )
+        for one in found
+    ] == [(merge["aggregate_upload_id"], True, 10, 10, 0), (grant["datarange_id"], False, 100, 5, 8192)]
+    assert found[1]["object_key"] == grant["object_key"]
+    assert found[1]["expires_at"][:13] == grant["expires_at"][:13]
+    assert datetime.fromisoformat(found[1]["begun_at"]) < datetime.fromisoformat(found[1]["expires_at"])
+    assert "http" not in str(found)
+    await api.done("POST", f"{START}/cancel", {"datarange_upload_id": grant["datarange_id"]})
+    await api.done("POST", "/api/v1/aggregate/cancel", {"aggregate_upload_id": merge["aggregate_upload_id"]})
+    assert await api.done("GET", where) == {"uploads": []}
+    assert await api.done("GET", "/api/v1/uploads?datas3t_name=nobody") == {"uploads": []}
+    assert (await api.send("GET", "/api/v1/uploads?datas3t_name=nobody&must_exist=true")).status_code == 404

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 from collections.abc import Callable
 from contextlib import aclosing
 from pathlib import Path
@@ -266,6 +267,36 @@ def test_cancellation_leaves_nothing_in_a_bounded_time(site: Site, run: Run[None
 
     run(work)
     site.s3.clear()
+    assert site.leftovers() == []
+
+
+def test_a_start_that_is_cancelled_before_its_answer_leaves_nothing(
+    site: Site, run: Run[None], tmp_path: Path
+) -> None:
+    archive, dataset = packed(tmp_path, samples([25 * MIB])), site.dataset()
+    begun, over = threading.Event(), threading.Event()
+
+    def witness(moment: Moment, method: str, path: str) -> bool:
+        if moment is Moment.ANSWERED and path.endswith("/api/v1/upload-datarange") and not begun.is_set():
+            begun.set()
+            over.wait(30)
+        return False
+
+    async def work() -> None:
+        async with site.client(dataclasses.replace(QUICK, silence=60.0)) as client:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(client.upload, dataset, archive)
+                await to_thread.run_sync(begun.wait, 30)
+                assert len(await client.uploads(dataset)) == 1
+                tasks.cancel_scope.cancel()
+            assert await client.uploads(dataset) == []
+
+    site.api.witness = witness
+    try:
+        run(work)
+    finally:
+        over.set()
+        site.api.witness = lambda moment, method, path: False
     assert site.leftovers() == []
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from datas3tfs import Client
-from datas3tfs.errors import Invalid, Unavailable
+from datas3tfs.errors import Conflict, Invalid, Unavailable
 from tests.client.conftest import QUICK, Site
 from tests.client.test_client import content_of, packed
 from tests.harness.archives import noise, samples
@@ -106,7 +106,13 @@ def command(site: Site, *words: str | Path, proxied: bool = True) -> subprocess.
     url = site.api.endpoint if proxied else site.server.url
     return subprocess.Popen(
         [sys.executable, "-m", "datas3tfs", *map(str, words)],
-        env=kept | {"DATAS3TFS_SERVER_URL": url, "LC_ALL": "C.UTF-8", "XDG_CONFIG_HOME": "/nonexistent"},
+        env=kept
+        | {
+            "DATAS3TFS_SERVER_URL": url,
+            "LC_ALL": "C.UTF-8",
+            "XDG_CONFIG_HOME": "/nonexistent",
+            "XDG_STATE_HOME": str(site.stack.home / "state"),
+        },
         cwd=ROOT,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -152,12 +158,191 @@ def test_an_upload_is_gone_on_with_by_another_process(fragile: Site, tmp_path: P
     assert fragile.leftovers() == []
 
 
+def test_a_download_is_gone_on_with_by_another_process(fragile: Site, tmp_path: Path) -> None:
+    made, dataset = samples([40 * MIB, 100, 20 * MIB]), fragile.dataset()
+    archive = packed(tmp_path, made)
+    with Client(fragile.server.url) as client:
+        first = client.upload(dataset, archive)
+        second = client.ingest(dataset, [("x.bin", noise(5 * MIB))])[0]
+    state, out = tmp_path / "state", tmp_path / "out.tar"
+    out.write_text("what was there")
+    words = ("download-tar", dataset, "--first", "0", "--last", "1000", "-o", out, "--resume", state)
+    fragile.s3.add(Fault(Kind.STALL_HEAD, path=second.data_object_key))
+    dying = command(fragile, *words)
+    try:
+        until(lambda: state.exists() and json.loads(state.read_text())["datapoints"] >= 2, 60, "some coming")
+        assert "another process is downloading" in refusal(finished(command(fragile, *words)))
+    finally:
+        dying.kill()
+        dying.communicate()
+    fragile.s3.clear()
+    fragile.s3.forget()
+    assert out.read_text() == "what was there"
+    kept = json.loads(state.read_text())
+    assert SIGNED not in state.read_text()
+    other = finished(command(fragile, *words[:5], "999", *words[6:]))
+    assert "is of another download" in refusal(other)
+    done = finished(command(fragile, *words, "--json"))
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {"file": str(out), "bytes": out.stat().st_size, "datapoints": 4}
+    contents = [*(one.content for one in made), noise(5 * MIB)]
+    assert [*content_of(out.read_bytes()).values()] == contents
+    assert fragile.s3.requests("GET", first.data_object_key) <= (0 if kept["datapoints"] == 3 else 8)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.tar", "packed", "packed.tar"]
+
+
+@pytest.mark.parametrize(
+    "what", ["all had come", "it was cleared", "it was cut short", "no state", "no download"]
+)
+def test_a_download_that_is_gone_on_with_is_whole_or_refused(
+    fragile: Site, what: str, tmp_path: Path
+) -> None:
+    dataset, state, out = fragile.dataset(), tmp_path / "state", tmp_path / "out.tar"
+    partial = tmp_path / "out.tar.part"
+    given = [("x.bin", noise(3000, key)) for key in range(3)]
+    with Client(fragile.server.url) as client:
+        client.ingest(dataset, given)
+        client.download_tar(dataset, 0, 9, out)
+        whole = out.read_bytes()
+        partial.write_bytes(whole[:-1024])
+        document = {"version": 1, "dataset": dataset, "first_key": 0, "last_key": 9}
+        document |= {"next_key": 3, "size": len(whole) - 1024, "datapoints": 3}
+        state.write_text(json.dumps(document))
+        out.unlink()
+        if what == "it was cleared":
+            client.clear_dataset(dataset)
+        elif what == "it was cut short":
+            partial.write_bytes(whole[:100])
+        elif what == "no state":
+            state.unlink()
+        elif what == "no download":
+            state.write_text("{}")
+
+        def download() -> None:
+            client.download_tar(dataset, 0, 9, out, resume=state)
+
+        if what in ("all had come", "it was cut short"):
+            download()
+            assert out.read_bytes() == whole
+            assert [path.name for path in tmp_path.iterdir()] == ["out.tar"]
+            return
+        refused, says = {
+            "it was cleared": (Conflict, "has changed since its download began"),
+            "no state": (Invalid, r"out\.tar\.part: exists, but .* does not"),
+            "no download": (Invalid, "state: not a file"),
+        }[what]
+        with pytest.raises(refused, match=says):
+            download()
+        assert not out.exists()
+        assert partial.read_bytes() == whole[:-1024]
+
+
 def all_arrived(site: Site, count: int) -> bool:
     """Say whether S3 has *count* parts of the only unfinished upload."""
     client, bucket = site.stack.s3.client(), site.stack.s3.bucket
     (upload,) = client.list_multipart_uploads(Bucket=bucket)["Uploads"]
     parts = client.list_parts(Bucket=bucket, Key=upload["Key"], UploadId=upload["UploadId"]).get("Parts", [])
     return len(parts) == count
+
+
+@pytest.mark.parametrize("moment", [Moment.ASKED, Moment.ANSWERED])
+def test_an_upload_that_died_as_it_began_is_gone_on_with(
+    fragile: Site, moment: Moment, tmp_path: Path
+) -> None:
+    """The attempt is on disk before the server is asked: the repeated start is the same upload."""
+    archive, dataset = packed(tmp_path, samples([25 * MIB, 10])), fragile.dataset()
+    state, seen = tmp_path / "state", threading.Event()
+
+    def witness(now: Moment, method: str, path: str) -> bool:
+        if now is moment and path.endswith("/api/v1/upload-datarange"):
+            first.kill()
+            seen.set()
+            return True
+        return False
+
+    fragile.api.witness = witness
+    first = command(fragile, "upload-tar", dataset, archive, "--resume", state)
+    try:
+        assert seen.wait(60)
+        first.communicate(timeout=30)
+    finally:
+        fragile.api.witness = lambda now, method, path: False
+        first.kill()
+        first.communicate()
+    begun = fragile.stack.sql("SELECT count(*) FROM datarange_uploads")
+    assert begun == ("1" if moment is Moment.ANSWERED else "0")
+    assert json.loads(state.read_text())["upload_id"] == 0
+    done = finished(command(fragile, "upload-tar", dataset, archive, "--resume", state, "--json"))
+    assert done.returncode == 0, done.stderr
+    assert not state.exists()
+    assert fragile.leftovers() == []
+
+
+@pytest.mark.parametrize("kind", ["over HTTP", "with the database"])
+def test_what_was_killed_is_in_the_way_of_nobody_on_this_machine(
+    fragile: Site, kind: str, tmp_path: Path
+) -> None:
+    """SIGKILL in the middle of an ingest; the same again just works, while one that lives is left alone."""
+    packed(tmp_path, PARTS)
+    dataset, folder = fragile.dataset(), tmp_path / "packed"
+
+    def ingest(*words: str) -> subprocess.Popen[str]:
+        if kind == "over HTTP":
+            return command(fragile, "ingest", dataset, folder, *words)
+        arguments = [sys.executable, "-m", "datas3tfs", "ingest", dataset, str(folder), *words]
+        environ, pipe = fragile.stack.environ, subprocess.PIPE
+        return subprocess.Popen(arguments, env=environ, cwd=ROOT, stdout=pipe, stderr=pipe, text=True)
+
+    fragile.s3.add(Fault(Kind.STALL_HEAD, method="PUT", path=SIGNED))
+    dying, living = ingest("--start", "0"), ingest("--start", "1000")
+    try:
+        until(lambda: fragile.s3.requests("PUT", SIGNED) >= 8, 60, "the parts being sent")
+        dying.kill()
+        dying.communicate()
+        fragile.s3.clear()  # what stalls hangs up: the living one goes on
+        again = finished(ingest("--start", "0"))
+        assert again.returncode == 0, again.stderr
+        lived = finished(living)
+        assert lived.returncode == 0, lived.stderr
+    finally:
+        for process in (dying, living):
+            process.kill()
+            process.communicate()
+    with Client(fragile.server.url) as client:
+        assert [one.min_datapoint_key for one in client.dataranges(dataset)] == [0, 1000]
+        assert client.uploads(dataset) == []
+    assert fragile.leftovers() == []
+    assert not list((fragile.stack.home / "state").rglob("*.upload"))
+
+
+def test_what_was_killed_elsewhere_is_named_listed_and_cancelled(fragile: Site, tmp_path: Path) -> None:
+    """As from another machine: nothing here tells that it is dead."""
+    packed(tmp_path, PARTS)
+    dataset, folder = fragile.dataset(), tmp_path / "packed"
+    fragile.s3.add(Fault(Kind.STALL_HEAD, method="PUT", path=SIGNED))
+    dying = command(fragile, "ingest", dataset, folder)
+    try:
+        until(lambda: fragile.s3.requests("PUT", SIGNED) >= 4, 60, "the parts being sent")
+    finally:
+        dying.kill()
+        dying.communicate()
+    fragile.s3.clear()
+    for note in (fragile.stack.home / "state").rglob("*.upload"):
+        note.unlink()
+    listed = json.loads(finished(command(fragile, "upload", "list", dataset, "--json")).stdout)
+    assert [(one["kind"], one["first_key"], one["last_key"]) for one in listed] == [("upload", 0, 2)]
+    number = str(listed[0]["id"])
+    said = refusal(finished(command(fragile, "ingest", dataset, folder)))
+    assert f"upload {number} of datapoints 0 to 2" in said
+    assert listed[0]["expires"] in said
+    assert "--yes" in refusal(finished(command(fragile, "upload", "cancel", number)))
+    for _ in range(2):
+        done = finished(command(fragile, "upload", "cancel", number, "--yes", "--json"))
+        assert (done.returncode, json.loads(done.stdout)) == (0, {"id": int(number)})
+    assert finished(command(fragile, "ingest", dataset, folder)).returncode == 0
+    assert json.loads(finished(command(fragile, "upload", "list", dataset, "--json")).stdout) == []
+    assert "there is none" in refusal(finished(command(fragile, "upload", "cancel", "987654321", "--yes")))
+    assert fragile.leftovers() == []
 
 
 @pytest.mark.parametrize("end", ["completed", "cancelled", "never begun"])

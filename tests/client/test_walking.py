@@ -127,3 +127,51 @@ def test_the_tail_is_what_has_not_become_a_whole_datapoint() -> None:
     # Entries of 1,536, 1,024 and 1,536 bytes … of which the first ends after 6 steps.
     whole = [0] * 5 + [1536] * 4 + [2560] * 6 + [4096]
     assert seen == [256 * (step + 1) - whole[step] for step in range(16)]
+
+
+def outcome(walker: Walker, raw: bytes, *cuts: int) -> tuple[list[tuple[object, ...]], str]:
+    """Return what a walker finds, and what is wrong behind that."""
+    found: list[Walked] = []
+    try:
+        for start, stop in itertools.pairwise([0, *cuts, len(raw)]):
+            found += walker.feed(raw[start:stop])
+        walker.finish()
+    except Mangled as exc:
+        return [described(one) for one in found], str(exc)
+    return [described(one) for one in found], ""
+
+
+def described(one: Walked) -> tuple[object, ...]:
+    return one.key, one.name, one.size, one.mtime_ns, one.crc, content_of(one)
+
+
+MANY = archive_of([noise(key * 37 % 1300, key) for key in range(40)], first=5)
+MANY_SCANNED = list(scan([MANY]))
+MANY_PART = part_of(MANY, MANY_SCANNED, 0, 39)
+
+
+@given(flip=st.integers(0, len(MANY_PART) - 1), bit=st.integers(0, 7), cut=st.integers(0, len(MANY_PART)))
+def test_many_at_once_are_judged_as_each_by_itself(flip: int, bit: int, cut: int) -> None:
+    damaged = bytearray(MANY_PART)
+    damaged[flip] ^= 1 << bit
+
+    def walker() -> Walker:
+        return Walker(Span(5, 45), [one.crc for one in MANY_SCANNED], held)
+
+    for raw in (bytes(damaged), MANY_PART[:cut]):
+        one_by_one = outcome(walker(), raw, *range(512, len(raw), 512))  # no two are whole in a block
+        assert outcome(walker(), raw) == one_by_one
+        assert outcome(walker(), raw, len(raw) // 2) == one_by_one
+
+
+@given(flip=st.integers(0, len(MANY_PART) - 1))
+def test_what_is_wrong_is_the_tail(flip: int) -> None:
+    damaged = bytearray(MANY_PART)
+    damaged[flip] ^= 4
+    walker = Walker(Span(5, 45), [one.crc for one in MANY_SCANNED], held)
+    try:
+        found = walker.feed(bytes(damaged))
+    except Mangled:
+        found = []
+    ends = [0, *(one.offset + 512 + padded(one.size) for one in MANY_SCANNED)]
+    assert walker.tail == len(MANY_PART) - ends[len(found)]

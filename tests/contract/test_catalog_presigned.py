@@ -71,6 +71,30 @@ async def test_the_first_multipart_upload_is_remembered(world: World) -> None:
         await world.here.uploads.remember_multipart(upload.id, "2~third")
 
 
+async def test_those_in_flight_are_found_by_their_keys(world: World) -> None:
+    before = time.time_ns() - 10**9
+    sources = [await world.commit(100, 110), await world.commit(110, 120)]
+    await world.begin(0, 10)  # by a writer with credentials of its own: not through URLs
+    later, sooner = await world.begin_presigned(30, 40), await world.begin_presigned(20, 30)
+    merge = await world.aggregate(*sources, presigned=True)
+    gone, published = await world.begin_presigned(50, 60), await world.begin_presigned(60, 70)
+    await world.here.uploads.abandon(gone.id)
+    await world.here.uploads.publish(published.id)
+
+    async def found(start: int, stop: int, dataset_id: DatasetId = world.dataset_id) -> list[Upload]:
+        return [one.upload for one in await world.there.uploads.in_flight(dataset_id, Span(start, stop))]
+
+    assert await found(0, 2**63) == [sooner, later, merge]
+    assert await found(29, 31) == [sooner, later]
+    assert await found(30, 31) == [later]
+    assert await found(40, 100) == []
+    assert await found(0, 2**63, DatasetId(world.dataset_id + 1000)) == []
+    world.expire(sooner.id)
+    assert await found(20, 21) == [sooner], "expired, but not swept yet"
+    (one,) = await world.there.uploads.in_flight(world.dataset_id, Span(30, 31))
+    assert before < one.begun_ns < one.expires_ns
+
+
 async def test_it_lives_as_long_as_its_urls(world: World) -> None:
     lives = []
     for presigned in (False, True):

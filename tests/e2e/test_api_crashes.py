@@ -20,7 +20,7 @@ from tests.harness.api import Api, Json, go_archive
 from tests.harness.mounts import Stack, open_stack
 from tests.harness.postgres import PostgresServer
 from tests.harness.s3 import ServerProcess, fresh_bucket
-from tests.harness.server import Server, serving
+from tests.harness.server import Server, memory_watched, serving
 
 # httpx leaves a request's body to the garbage collector when its connection breaks.
 pytestmark = pytest.mark.filterwarnings("ignore:Async generator 'httpx:ResourceWarning")
@@ -188,28 +188,34 @@ def test_what_was_never_completed_is_swept_without_a_trace(stack: Stack) -> None
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_sixty_four_at_once_up_and_down_in_flat_memory(stack: Stack) -> None:
+    """Half of them have been uploaded when the rest is: while the first come down, the others go up."""
     uploading = Uploading()
 
-    async def together(server: Server) -> None:
+    async def up(server: Server, numbers: range) -> None:
         async with trio.open_nursery() as nursery:
-            for number in range(MANY):
+            for number in numbers:
                 nursery.start_soon(uploading.run, server, [number])
 
-    async def all_down(server: Server) -> None:
+    async def down(server: Server, numbers: range) -> None:
         async with server.api() as api, trio.open_nursery() as nursery:
 
             async def one(number: int) -> None:
                 found = await api.download(DATASET, number * 5, number * 5 + 4)
                 assert list(found.values()) == contents_of(number)
 
-            for number in range(MANY):
+            for number in numbers:
                 nursery.start_soon(one, number)
 
+    async def together(server: Server) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(down, server, range(MANY))
+            nursery.start_soon(up, server, range(MANY, 2 * MANY))
+
     with serving(stack, "--no-sweep") as server:
-        trio.run(uploading.run, server, [MANY + 3])  # a large one, so that all is loaded
-        before = server.rss()
-        trio.run(together, server)
-        trio.run(all_down, server)
-        grown = server.rss() - before
-        assert uploading.known == {*range(MANY), MANY + 3}
-        assert grown < 200 << 20, f"{grown >> 20} MiB"  # of 16 × 21 MiB at once, and 64 clients
+        trio.run(uploading.run, server, [2 * MANY + 3])  # a large one, so that all is loaded
+        with memory_watched(server.process.pid) as grown:
+            trio.run(up, server, range(MANY))
+            trio.run(together, server)
+            assert uploading.known == {*range(2 * MANY), 2 * MANY + 3}
+            # Of 16 × 21 MiB at once, and 64 clients each way.
+            assert grown() < 200 << 20, f"{grown() >> 20} MiB"

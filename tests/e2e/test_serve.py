@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import socket
 import ssl
@@ -14,10 +15,15 @@ from pathlib import Path
 
 import httpx
 import pytest
+import trio
 
+from datas3tfs import Client
+from datas3tfs.client.connections import trust_for_server, trust_for_storage
+from datas3tfs.errors import Invalid, Unavailable
 from tests.harness.api import Json, go_archive, members
+from tests.harness.archives import noise
 from tests.harness.conformance import CONTENTS
-from tests.harness.mounts import Stack, open_stack, refusal, until
+from tests.harness.mounts import ROOT, Stack, open_stack, refusal, until
 from tests.harness.postgres import PostgresServer
 from tests.harness.s3 import ServerProcess, fresh_bucket
 from tests.harness.server import Server, serving, token_of
@@ -47,7 +53,7 @@ def run_script(script: str, home: Path, **variables: str) -> str:
     return done.stdout
 
 
-# The calls of the datas3t2 README with its bodies; only endpoint, names and numbers are this test's.
+# The calls of the datas3t2 README with its bodies; only the endpoint and the credentials are this test's.
 README = r"""
 curl -sSf -X POST "$SERVER/api/bucket" \
   -H "Content-Type: application/json" \
@@ -60,8 +66,8 @@ curl -sSf -X POST "$SERVER/api/datas3t" \
 
 curl -sSf -X POST "$SERVER/api/datarange/upload/start" \
   -H "Content-Type: application/json" \
-  -d '{"datas3t_name": "my-dataset", "first_datapoint_index": 0, "number_of_datapoints": 5,
-       "data_size": '"$SIZE"'}' > start.json
+  -d '{"datas3t_name": "my-dataset", "first_datapoint_index": 1, "number_of_datapoints": 1000,
+       "data_size": 1048576}' > start.json
 
 curl -sSf -T data.tar "$(jq -r .presigned_data_put_url start.json)"
 curl -sSf -T data.index "$(jq -r .presigned_index_put_url start.json)"
@@ -72,7 +78,7 @@ curl -sSf -X POST "$SERVER/api/datarange/upload/complete" \
 
 curl -sSf -X POST "$SERVER/api/download/presign" \
   -H "Content-Type: application/json" \
-  -d '{"datas3t_name": "my-dataset", "first_datapoint": 1, "last_datapoint": 3}' > segments.json
+  -d '{"datas3t_name": "my-dataset", "first_datapoint": 100, "last_datapoint": 200}' > segments.json
 
 curl -sSf -H "Range: $(jq -r '.download_segments[0].range' segments.json)" \
   "$(jq -r '.download_segments[0].presigned_url' segments.json)" > part.tar
@@ -89,29 +95,61 @@ print(value if raw else json.dumps(value))
 """  # jq is not on every machine, and these three lines are all that is needed of it
 
 
-def test_the_calls_of_the_readme_work_as_they_are_written_there(stack: Stack, tmp_path: Path) -> None:
-    tar, index = go_archive(0, CONTENTS)
-    (tmp_path / "data.tar").write_bytes(tar)
+@pytest.fixture
+def shell(stack: Stack, tmp_path: Path) -> dict[str, str]:
+    """What scripts find: where things are, and what a user has at hand."""
+    (tmp_path / "jq").write_text(_JQ)
+    (tmp_path / "jq").chmod(0o755)
+    return {
+        "PATH": f"{tmp_path}:/usr/bin:/bin",
+        "ENDPOINT": stack.s3.endpoint.removeprefix("http://"),
+        "BUCKET": stack.s3.bucket,
+        "ACCESS_KEY": stack.s3.access_key,
+        "SECRET_KEY": stack.s3.secret_key,
+    }
+
+
+def test_the_calls_of_the_readme_work_as_they_are_written_there(
+    stack: Stack, shell: dict[str, str], tmp_path: Path
+) -> None:
+    """Its numbers, too: 1,000 datapoints from 1 on in exactly a MiB, so with zeros at the end."""
+    contents = [noise(key % 513, key) for key in range(1000)]
+    tar, index = go_archive(1, contents)
+    (tmp_path / "data.tar").write_bytes(tar.ljust(1_048_576, b"\0"))
     (tmp_path / "data.index").write_bytes(index)
-    jq = tmp_path / "jq"
-    jq.write_text(_JQ)
-    jq.chmod(0o755)
     with serving(stack) as server:
-        printed = run_script(
-            README,
-            tmp_path,
-            PATH=f"{tmp_path}:/usr/bin:/bin",
-            SERVER=server.url,
-            ENDPOINT=stack.s3.endpoint.removeprefix("http://"),
-            BUCKET=stack.s3.bucket,
-            ACCESS_KEY=stack.s3.access_key,
-            SECRET_KEY=stack.s3.secret_key,
-            SIZE=str(len(tar)),
-        )
-    names = [f"{key:020d}.txt" for key in (1, 2, 3)]
+        printed = run_script(README, tmp_path, SERVER=server.url, **shell)
+    names = [f"{key:020d}.txt" for key in range(100, 201)]
     assert printed.splitlines() == names
     found = members((tmp_path / "part.tar").read_bytes())
-    assert found == dict(zip(names, CONTENTS[1:4], strict=True))
+    assert found == dict(zip(names, contents[99:200], strict=True))
+
+
+def test_what_the_page_of_the_api_shows_works_as_it_is_written_there(
+    stack: Stack, shell: dict[str, str], tmp_path: Path
+) -> None:
+    page = (ROOT / "docs" / "API.md").read_text()
+    blocks = re.findall(r"^\n((?:    .*\n|\n(?=    ))+)", page, re.M)
+    assert len(blocks) == 2
+    contents = [noise(key % 100, key) for key in range(1000)]
+    tar, index = go_archive(0, contents)
+    (tmp_path / "data.tar").write_bytes(tar)
+    (tmp_path / "data.index").write_bytes(index)
+    with serving(stack) as server:
+        script = "\n".join(blocks)
+        for shown, meant in (
+            ("http://127.0.0.1:8765", server.url),
+            ("https://s3.example.com", stack.s3.endpoint),
+            ("my-bucket", stack.s3.bucket),
+            ('"access_key": "…"', f'"access_key": "{stack.s3.access_key}"'),
+            ('"secret_key": "…"', f'"secret_key": "{stack.s3.secret_key}"'),
+        ):
+            assert shown in script
+            script = script.replace(shown, meant)
+        printed = run_script(script, tmp_path, **shell)
+        (segment,) = json.loads(printed)["download_segments"]
+        raw = httpx.get(segment["presigned_url"], headers={"Range": segment["range"]}).content
+    assert list(members(raw + bytes(1024)).values()) == contents[100:201]
 
 
 # -- beginning and ending -------------------------------------------------------------------------
@@ -256,6 +294,34 @@ def test_without_postgres_it_is_alive_and_not_ready(stack: Stack) -> None:
         until(lambda: httpx.get(f"{server.url}/readyz").status_code == 200, what="it is ready again")
 
 
+def test_a_server_sweeps(stack: Stack) -> None:
+    """An upload whose URLs have died, and an object that nothing refers to: both go by themselves."""
+    stack.register("photos")
+    tar, index = go_archive(0, CONTENTS)
+
+    async def upload(server: Server) -> None:
+        async with server.api() as api:
+            grant = await api.start("photos", 0, len(CONTENTS), len(tar))
+            await api.put(grant, tar, index)
+
+    with serving(stack, "--no-sweep") as server:
+        trio.run(upload, server)
+    stack.put_object("left-behind", b"content")
+    stack.sql(
+        "UPDATE datarange_uploads SET expires_at = now() - interval '1 second';"
+        "INSERT INTO objects_to_delete (s3_bucket_id, object_key) SELECT id, 'left-behind' FROM s3_buckets"
+    )
+    assert len(stack.objects()) == 3
+
+    def is_swept() -> bool:
+        left = "SELECT (SELECT count(*) FROM datarange_uploads) + (SELECT count(*) FROM objects_to_delete)"
+        return stack.sql(left) == "0" and not stack.objects()
+
+    with serving(stack):
+        until(is_swept, 30, "both going")
+    assert stack.sql("SELECT count(*) FROM key_claims") == "0"
+
+
 # -- TLS and tokens -------------------------------------------------------------------------------
 
 
@@ -279,6 +345,40 @@ def test_over_tls_with_a_certificate(stack: Stack, tmp_path: Path) -> None:
             httpx.get(f"{server.url}/healthz")
         with pytest.raises(httpx.TransportError):
             httpx.get(server.url.replace("https", "http") + "/healthz")
+        check_commands_and_clients_over_tls(stack, server, certificate, tmp_path)
+
+
+def check_commands_and_clients_over_tls(
+    stack: Stack, server: Server, certificate: Path, tmp_path: Path
+) -> None:
+    stack.register("photos")
+    (tmp_path / "a.txt").write_text("content")
+    believing = {"DATAS3TFS_SERVER_URL": server.url, "DATAS3TFS_SERVER_CA_FILE": str(certificate)}
+    stack.run("ingest", "photos", tmp_path / "a.txt", env=believing)
+    done = stack.run("dataset", "list", env={**believing, "DATAS3TFS_SERVER_CA_FILE": ""}, check=False)
+    assert "no trusted TLS connection" in refusal(done)
+    wrong = str(tmp_path / "a.txt")
+    done = stack.run("dataset", "list", env={**believing, "DATAS3TFS_SERVER_CA_FILE": wrong}, check=False)
+    assert "a.txt: not a file of certificates" in refusal(done)
+    with Client(server.url, ca_file=certificate) as client:
+        assert client.get("photos", 0).read() == b"content"
+    with Client(server.url) as client, pytest.raises(Unavailable, match="no trusted TLS connection"):
+        client.buckets()
+    with pytest.raises(Invalid, match="No such file"), Client(server.url, ca_file=tmp_path / "none"):
+        pass
+
+
+def test_an_authority_of_ones_own_for_the_server_is_one_more_for_s3(tmp_path: Path) -> None:
+    """S3 may have a certificate that the whole world believes."""
+    run_script(
+        "openssl req -x509 -newkey rsa:2048 -nodes -keyout /dev/null -out ca.pem -days 2 -subj /CN=own "
+        "2> /dev/null",
+        tmp_path,
+    )
+    known = trust_for_storage(None).cert_store_stats()["x509"]
+    assert known > 1
+    assert trust_for_storage(tmp_path / "ca.pem").cert_store_stats()["x509"] == known + 1
+    assert trust_for_server(tmp_path / "ca.pem").cert_store_stats()["x509"] == 1
 
 
 def test_tokens_are_made_shown_once_listed_and_removed(stack: Stack) -> None:

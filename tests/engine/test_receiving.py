@@ -188,6 +188,17 @@ async def test_keys_that_are_committed_or_in_flight_are_refused_in_the_words_cli
     assert len(world.catalog.unpublished) == 1
 
 
+async def test_who_holds_the_keys_and_until_when_is_said() -> None:
+    world = await ready()
+    async with open_receiver(world) as receiver:
+        held = (await receiver.start("photos", Span(0, 5), 10_000)).upload.id
+        until = r"expires at 20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00"
+        with pytest.raises(Conflict, match=f"upload {held} of datapoints 0 to 4, in flight .* {until}"):
+            await receiver.start("photos", Span(4, 6), 10_000)
+        await receiver.cancel(held)
+        await receiver.start("photos", Span(4, 6), 10_000)
+
+
 async def test_objects_older_than_the_catalog_are_left_alone() -> None:
     world = await ready()
     older = "datas3t/photos/dataranges/00000000000000000005-00000000000000000007.index"

@@ -107,11 +107,11 @@ class Api:
         if grant["use_direct_put"]:
             await self.urls.put(grant["presigned_data_put_url"], tar)
         else:
-            # As the first generation does: even shares, one for each URL.
             where = grant["presigned_multipart_upload_urls"]
-            step = -(-len(tar) // len(where))
-            for number, url in enumerate(where):
-                tags.append(await self.urls.put(url, tar[number * step : (number + 1) * step]))
+            tags = [
+                await self.urls.put(url, part)
+                for url, part in zip(where, even_shares(tar, len(where)), strict=True)
+            ]
         await self.urls.put(grant["presigned_index_put_url"], index)
         return tags
 
@@ -130,6 +130,15 @@ class Api:
             assert status == 206
             contents |= members(body + bytes(1024))
         return contents
+
+
+def even_shares(tar: bytes, count: int) -> list[bytes]:
+    """Cut a TAR as the first generation of Go clients does: even shares, rounded down, and the last is what
+    is left."""
+    step = len(tar) // count
+    return [tar[number * step : (number + 1) * step] for number in range(count - 1)] + [
+        tar[(count - 1) * step :]
+    ]
 
 
 def go_archive(first: int, contents: Sequence[bytes]) -> tuple[bytes, bytes]:

@@ -10,13 +10,14 @@ import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
-from tests.harness.api import Api, Json, go_archive, members
+from tests.harness.api import Api, Json, even_shares, go_archive, members
 
 FILLED, EMPTY = "filled", "empty"  # datasets that `prepare` makes
 CONTENTS = [b"Content of file %d - " % number for number in range(5)]
 SPANS = (0, 10)  # first keys of the two dataranges of FILLED, five keys each
 PLAIN = "application/json"
 PROBLEM = "application/problem+json"
+MOST = 20 << 20  # bytes of a part
 UNKNOWN = 987_654_321  # no upload's id
 BEYOND = 2**63
 
@@ -192,14 +193,16 @@ async def _multipart(api: Api, generation: str) -> None:
     dataset = await api.add_dataset()
     contents = [bytes([number]) * (7 << 20) for number in range(6)]
     tar, index = go_archive(0, contents)
+    assert len(tar) % 3, "shares that are rounded down leave something"
     grant = await api.start(dataset, 0, 6, len(tar))
     check_shape(grant, SHAPES[generation]["upload"])
     urls = grant["presigned_multipart_upload_urls"]
     assert (grant["use_direct_put"], len(urls), "presigned_data_put_url" in grant) == (False, 3, False)
-    step = -(-len(tar) // 3) if generation == "A" else 20 << 20
-    tags = [
-        await api.urls.put(url, tar[number * step : (number + 1) * step]) for number, url in enumerate(urls)
-    ]
+    parts = (
+        even_shares(tar, 3) if generation == "A" else [tar[at : at + MOST] for at in range(0, len(tar), MOST)]
+    )
+    assert len(parts[-1]) != len(parts[0])
+    tags = [await api.urls.put(url, part) for url, part in zip(urls, parts, strict=True)]
     await api.urls.put(grant["presigned_index_put_url"], index)
     await api.complete(grant, tags)
     assert await api.download(dataset, 4, 4) == {f"{4:020d}.txt": contents[4]}

@@ -10,7 +10,7 @@ import itertools
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import trio
 
@@ -68,6 +68,7 @@ class Unpublished:
     expires_at: float  # by the twin's clock
     confirmed: bool = False
     multipart: str | None = None
+    begun_ns: int = field(default_factory=time.time_ns)
 
 
 class MemoryState:

@@ -12,6 +12,7 @@ import trio
 from datas3tfs.core.model import (
     Datarange,
     DatarangeId,
+    DatasetId,
     HolderId,
     PendingUpload,
     Upload,
@@ -19,6 +20,7 @@ from datas3tfs.core.model import (
     UploadIntent,
 )
 from datas3tfs.core.names import index_object_key, staged_index_key
+from datas3tfs.core.spans import Span
 from datas3tfs.errors import Conflict, Invalid, NotFound
 from tests.harness.memory_leases import check_holder, check_uuid
 from tests.harness.memory_state import MemoryState, Unpublished, check_keys, check_size, described
@@ -92,9 +94,23 @@ class MemoryUploads(MemoryState):
             raise NotFound(f"upload {upload_id}: there is none of this id")
         if self.become(upload_id) is not None:
             raise Conflict(f"upload {upload_id}: it is published")
-        item = self._unpublished(upload_id)
-        left = int((item.expires_at - self.clock()) * 1e9)
-        return PendingUpload(item.upload, item.multipart, time.time_ns() + left, item.confirmed)
+        return self._pending(self._unpublished(upload_id))
+
+    def _pending(self, item: Unpublished) -> PendingUpload:
+        expires_ns = time.time_ns() + int((item.expires_at - self.clock()) * 1e9)
+        return PendingUpload(item.upload, item.multipart, item.begun_ns, expires_ns, item.confirmed)
+
+    async def in_flight(self, dataset_id: DatasetId, keys: Span) -> list[PendingUpload]:
+        """Return the uploads through URLs that are to have one of *keys*, by key."""
+        await trio.lowlevel.checkpoint()
+        found = [
+            item
+            for item in self.unpublished.values()
+            if item.upload.intent.presigned
+            and item.upload.intent.dataset_id == dataset_id
+            and item.upload.intent.keys.intersection(keys)
+        ]
+        return [self._pending(item) for item in sorted(found, key=lambda one: one.upload.intent.keys.start)]
 
     async def remember_multipart(self, upload_id: UploadId, multipart: str) -> str:
         """Record S3's id of the presigned multipart upload, if there is none; return the one that counts."""

@@ -7,12 +7,11 @@ no traceback, no secret.
 from __future__ import annotations
 
 import json
-import os
 import secrets
 import signal
 import subprocess
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,11 +47,6 @@ class Server:
         keys = {"access_key": s3.access_key, "secret_key": s3.secret_key}
         return {"endpoint": s3.endpoint, "bucket": s3.bucket, **keys}
 
-    def rss(self) -> int:
-        """Return its resident memory in bytes."""
-        pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
-        return pages * os.sysconf("SC_PAGESIZE")
-
     def kill(self) -> None:
         """End it as the kernel's memory killer would."""
         self.process.kill()
@@ -86,6 +80,19 @@ class Server:
             httpx.AsyncClient(timeout=60.0, limits=limits) as s3,
         ):
             yield Api(http, RealUrls(s3), dict(self.bucket))
+
+
+@contextmanager
+def memory_watched(pid: int) -> Iterator[Callable[[], int]]:
+    """Yield what tells how far the peak of a process's memory has risen since, in bytes."""
+    Path(f"/proc/{pid}/clear_refs").write_text("5")  # the peak is measured anew (proc_pid_clear_refs(5))
+    begun = _peak(pid)
+    yield lambda: _peak(pid) - begun
+
+
+def _peak(pid: int) -> int:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
 
 
 class RealUrls:
