@@ -8,6 +8,7 @@ After an await everything is looked at again: a file may be written, renamed and
 from __future__ import annotations
 
 import logging
+
 import trio
 
 from datas3tfs.core.checksums import crc32c

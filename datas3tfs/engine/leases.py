@@ -112,7 +112,8 @@ class KeyLeases:
             return False
         ahead = _ahead(held, key, trio.current_time())
         stop = held.keys.stop_after(key) or KEY_LIMIT
-        if stop - key <= ahead // _AHEAD_LOW and stop < KEY_LIMIT and stop != held.refused:
+        is_low = stop - key <= ahead // _AHEAD_LOW and stop < KEY_LIMIT
+        if is_low and stop != held.refused and held.taking is None:
             held.due = Span(stop, min(key + ahead, KEY_LIMIT))
             self._is_due.set()
         return True
@@ -131,6 +132,7 @@ class KeyLeases:
                 await busy.wait()
             if key not in held.keys or key in held.doubtful:
                 await self._take(dataset_id, Span(key, min(key + ahead, KEY_LIMIT)))
+            held.last_at = trio.current_time()  # what it has waited here is not its pace
             yield
         finally:
             held.wanted[key] -= 1
