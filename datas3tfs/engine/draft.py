@@ -19,7 +19,7 @@ from datas3tfs.ports import JournalContent, JournalStore
 # Larger content gets a file of its own. 128 KiB is what the kernel writes at once, and at 99 requests in
 # flight bounds what open small files cost in memory.
 INLINE_LIMIT = 128 * 1024
-_PIECE = 1024 * 1024
+_PIECE = 4 * 1024 * 1024
 _SIZE_LIMIT = 2**48 - 1  # docs/FORMAT.md: what an index can say
 
 
