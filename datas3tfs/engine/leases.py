@@ -57,7 +57,7 @@ class _Held:
     released: trio.Event | None = None  # set when the release under way has ended
     due: Span | None = None  # what is worth leasing ahead
     taking: _Taking | None = None  # what is being leased ahead
-    refused: int | None = None  # the key from which on nothing could be leased ahead
+    refused: set[int] = field(default_factory=set)  # from where on nothing could be leased ahead, of late
     last_key: int = -2
     last_at: float = -1e9
     streak: int = 0  # consecutive keys in a row
@@ -113,7 +113,7 @@ class KeyLeases:
         ahead = _ahead(held, key, trio.current_time())
         stop = held.keys.stop_after(key) or KEY_LIMIT
         is_low = stop - key <= ahead // _AHEAD_LOW and stop < KEY_LIMIT
-        if is_low and stop != held.refused and held.taking is None:
+        if is_low and stop not in held.refused and held.taking is None:
             held.due = Span(stop, min(key + ahead, KEY_LIMIT))
             self._is_due.set()
         return True
@@ -195,12 +195,12 @@ class KeyLeases:
                     await self._take_ahead(dataset_id, held, held.due)
 
     async def _take_ahead(self, dataset_id: DatasetId, held: _Held, wanted: Span) -> None:
-        held.due, held.refused, held.taking = None, None, _Taking(wanted, trio.Event())
+        held.due, held.taking = None, _Taking(wanted, trio.Event())
         try:
             lease = await self._leases.take(self._holder, dataset_id, wanted, accepted=True)
         except Datas3tError as exc:
             log.debug("dataset %d: no keys are leased ahead: %s", dataset_id, exc)
-            held.refused = wanted.start
+            held.refused.add(wanted.start)
             if isinstance(exc, Unavailable):
                 _doubt(held, wanted)
         else:
@@ -226,6 +226,7 @@ class KeyLeases:
         """Give back keys without an entry that were not taken of late. Raises Unavailable."""
         before = trio.current_time() - _IDLE_SECONDS
         for dataset_id, held in list(self._held.items()):
+            held.refused.clear()
             while held.ahead and held.ahead[0][0] <= before:
                 held.ahead.popleft()
             await self._release(dataset_id, held, [keys for _, keys in held.ahead])
