@@ -7,6 +7,7 @@ import math
 import os
 import signal
 import socket
+import stat
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack, asynccontextmanager, suppress
@@ -220,13 +221,23 @@ def _front_loop(mounting: ExitStack, device: int, options: MountOptions) -> tupl
 
 
 def _fuse_options(options: MountOptions) -> set[str]:
-    chosen = {"default_permissions"}  # the kernel checks modes
+    chosen = {"default_permissions"}  # the kernel looks at modes
     chosen |= {"nosuid", "nodev", "fsname=datas3tfs", "subtype=datas3tfs"}
     if options.journal_dir is None:
         chosen.add("ro")
+    elif _is_owners_alone(options):
+        # It would change nothing, and after every create, rename and unlink the kernel would ask for the
+        # attributes of the directory again before the next.
+        chosen.discard("default_permissions")
     if options.allow_other:
         chosen.add("allow_other")
     return chosen
+
+
+def _is_owners_alone(options: MountOptions) -> bool:
+    """Say whether the kernel lets nobody into the mount but one user, who owns all and may do all to it."""
+    owner, mounter = options.ownership, {os.getuid(), os.geteuid()}
+    return not options.allow_other and mounter == {owner.uid} and not owner.umask & stat.S_IRWXU
 
 
 def _stats(

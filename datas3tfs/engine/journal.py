@@ -72,13 +72,19 @@ class Journal:
             self.entries.add(entry)
         else:
             await self._check_free(dataset, entry.key, name)
-            async with self.leases.holding(dataset.id, entry.key):
-                if self.entries.at_key(dataset.id, entry.key) is not None:
-                    raise Conflict(f"{name}: datapoint {entry.key} is being created already")
-                self.entries.add(entry)
+            if self.leases.is_at_hand(dataset.id, entry.key):
+                self._add(entry, entry.key)
+            else:
+                async with self.leases.holding(dataset.id, entry.key):
+                    self._add(entry, entry.key)
         self.opened(entry, writable=True)
         self._counters.add("journal.create")
         return entry
+
+    def _add(self, entry: Entry, key: int) -> None:
+        if self.entries.at_key(entry.dataset_id, key) is not None:
+            raise Conflict(f"{entry.name}: datapoint {key} is being created already")
+        self.entries.add(entry)
 
     def opened(self, entry: Entry, *, writable: bool) -> None:
         """Take note of a new handle."""
@@ -129,19 +135,25 @@ class Journal:
 
     async def write(self, entry: Entry, offset: int, data: bytes) -> None:
         """Write into a file. Raises Forbidden (committed), Full, Unavailable."""
-        await self._make_room(max(0, offset + len(data) - entry.size))
-        await self.settled(entry)
+        draft = entry.draft
+        growth = max(0, offset + len(data) - draft.size)
+        if not self.quota.has_room(growth):
+            await self._make_room(growth)
+        if entry.state is not EntryState.JOURNALED:
+            await self.settled(entry)
         self._accepting.before_change(entry)
-        before = entry.draft.file_bytes
+        before = draft.file_bytes
         try:
-            entry.draft.write(offset, data)
+            draft.write(offset, data)
         finally:
-            self.quota.files_grew(entry.draft.file_bytes - before)
+            self.quota.files_grew(draft.file_bytes - before)
         entry.mtime_ns = time.time_ns()
 
     async def truncate(self, entry: Entry, size: int) -> None:
         """Cut or extend a file. Raises Forbidden (committed), Full, Unavailable."""
-        await self._make_room(max(0, size - entry.size))
+        growth = max(0, size - entry.size)
+        if not self.quota.has_room(growth):
+            await self._make_room(growth)
         await self.settled(entry)
         self._accepting.before_change(entry)
         before = entry.draft.file_bytes
@@ -250,9 +262,10 @@ class Journal:
     async def settled(self, entry: Entry) -> None:
         """Wait until an entry is not being committed. Raises Forbidden if it is committed, Unavailable if
         that takes too long."""
-        with trio.move_on_after(self._patience):
-            while entry.state is EntryState.COMMITTING:
-                await self._outcome(entry)
+        if entry.state is EntryState.COMMITTING:
+            with trio.move_on_after(self._patience):
+                while entry.state is EntryState.COMMITTING:
+                    await self._outcome(entry)
         if entry.state is EntryState.COMMITTING:
             raise Unavailable(f"{entry.dataset}/{entry.name}: it is still being committed")
         if entry.state is EntryState.COMMITTED:
@@ -324,8 +337,7 @@ class Journal:
                 log.warning("%s/%s: its content stays for the next mount: %s", entry.dataset, entry.name, exc)
 
     async def _make_room(self, growth: int) -> None:
-        if not self.quota.has_room(growth):
-            if self.quota.used + growth > self.quota.limit:
-                self.compact()
-            self.backlog.poke()
-            await self.quota.wait(growth)
+        if self.quota.used + growth > self.quota.limit:
+            self.compact()
+        self.backlog.poke()
+        await self.quota.wait(growth)

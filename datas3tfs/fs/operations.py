@@ -83,13 +83,17 @@ class Operations(pyfuse3.Operations):
         if isinstance(parent, DatasetNode):
             if text == DIRECTORY and self.control is not None:
                 return self._control_attributes(ControlNode(parent.dataset_id, is_link=False))
-            file = await self._tree.lookup(parent.dataset_id, text)
-            return self._attributes.datapoint(file, self._inode_of(file))
+            return await self._file_named(parent.dataset_id, text)
         if isinstance(parent, ControlNode) and not parent.is_link:
             if text == LINK:
                 return self._control_attributes(ControlNode(parent.dataset_id, is_link=True))
             raise NotFound(f"{text}: not in {DIRECTORY}")
         raise pyfuse3.FUSEError(errno.ENOTDIR)
+
+    async def _file_named(self, dataset_id: DatasetId, name: str) -> pyfuse3.EntryAttributes:
+        """Return the attributes of a file of a dataset. Raises NotFound, Corrupt, Unavailable."""
+        file = await self._tree.lookup(dataset_id, name)
+        return self._attributes.datapoint(file, self._inode_of(file))
 
     @answers_errno
     async def getattr(self, inode: pyfuse3.InodeT, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
