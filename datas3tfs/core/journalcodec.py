@@ -47,6 +47,8 @@ _HAS_REPLACED = 1  # flag of a renamed record
 
 SEGMENT_HEADER_SIZE = _SEGMENT.size + _CRC.size
 RECORD_HEADER_SIZE = _HEAD.size + _CRC.size
+# Bytes of an Accepted or Renamed record without content, at most: no dataset's name is longer than a file's.
+NOTE_LIMIT = RECORD_HEADER_SIZE + _ACCEPTED.size + 2 * NAME_LIMIT
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +108,11 @@ def encode(record: Record, seal: int, offset: int) -> list[bytes]:
     head = _HEAD.pack(_RECORD_MAGIC, kind, size, crc)
     start = head + _CRC.pack(crc32c(_PLACE.pack(offset) + head, seal)) + fixed
     return [start, content] if content else [start]
+
+
+def note_bytes(dataset: str, name: str) -> int:
+    """Return how long an Accepted record about a file of that name is, without content."""
+    return RECORD_HEADER_SIZE + _ACCEPTED.size + len(dataset.encode()) + len(name.encode())
 
 
 def _payload(record: Record) -> tuple[int, bytes]:

@@ -14,6 +14,7 @@ import trio
 
 from datas3tfs.core.checksums import crc32c
 from datas3tfs.core.counters import Counters
+from datas3tfs.core.journalcodec import note_bytes
 from datas3tfs.core.journalrecords import Accepted, Place
 from datas3tfs.engine.backlog import Backlog
 from datas3tfs.engine.entries import Entries, Entry, EntryState, Safe
@@ -108,8 +109,7 @@ class Accepting:
         """Free log segments that a few long-lived entries keep; *slack* bytes of it may be dead. Raises Full,
         Unavailable."""
         slack = min(slack, _COMPACT_SLACK)
-        safe = [entry.safe for entry in self._entries if entry.safe is not None]
-        live = sum(one.size for one in safe if one.inline)
+        live = sum(_bytes_in_log(entry) for entry in self._entries)
         while self._store.log_bytes > 2 * live + slack:
             oldest = self._store.oldest()
             stuck = [e for e in self._entries if e.safe is not None and e.safe.place.segment == oldest]
@@ -145,3 +145,10 @@ class Accepting:
             self._store.drop(entry.safe.place)
         entry.safe = replace(says, place=place)
         return place
+
+
+def _bytes_in_log(entry: Entry) -> int:
+    """Return how long the record is that makes an entry safe."""
+    if entry.safe is None:
+        return 0
+    return note_bytes(entry.dataset, entry.name) + (entry.safe.size if entry.safe.inline else 0)

@@ -55,6 +55,7 @@ class Entry:
     busy: int = 0  # how many are at it in a way that forbids to begin a commit
     writers: int = 0  # handles that may write
     handles: int = 0  # all handles
+    room: int = 0  # bytes that the quota counts for it
     quiet_since: float = 0.0  # when it was last accepted or released by a writer
     state: EntryState = EntryState.JOURNALED
     problem: Datas3tError | None = None  # why it is refused, or what the last attempt failed of
