@@ -54,6 +54,7 @@ class MountOptions:
     allow_other: bool
     journal_dir: Path | None  # None: read-only
     bucket: str | None  # where mkdir makes datasets; None: in the only one there is
+    force: bool = False  # take the journal even if it may be in use elsewhere
 
 
 async def serve_mount(settings: Settings, options: MountOptions, readiness: Readiness) -> None:
@@ -80,7 +81,7 @@ async def serve_mount(settings: Settings, options: MountOptions, readiness: Read
             following = _following(services, snapshots, tree, operations)
             await _serve(operations, following, mountpoint, options, readiness, None)
             return
-        kept = journal_options(settings, options.journal_dir)
+        kept = journal_options(settings, options.journal_dir, force=options.force)
         async with open_writing(services, snapshots, kept) as written, background_nursery() as nursery:
             nursery.start_soon(_warn_of_others, options.journal_dir)
             datasets = Datasets(services.catalog.registry, snapshots, options.bucket, settings.io_timeout)

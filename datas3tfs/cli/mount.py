@@ -32,6 +32,9 @@ JournalDir = Annotated[
 CacheSize = Annotated[
     str | None, typer.Option(help="How large the cache may be, e.g. 10GiB.", show_default="10GiB")
 ]
+Force = Annotated[
+    bool, typer.Option("--force", help="Even if the journal was in use on another machine minutes ago.")
+]
 JournalSize = Annotated[str | None, typer.Option(help="How much may wait there.", show_default="10GiB")]
 BatchBytes = Annotated[str | None, typer.Option(help="Commit when so much waits …", show_default="64MiB")]
 BatchAge = Annotated[
@@ -68,6 +71,7 @@ def mount(
     batch_age: BatchAge = None,
     fsync: Fsync = None,
     io_timeout: IoTimeout = None,
+    force: Force = False,
     log_file: Annotated[Path | None, typer.Option(help="Where log lines go instead of stderr.")] = None,
 ) -> None:
     """Show datasets as directories until unmounted, or stopped by SIGTERM or Ctrl-C."""
@@ -82,6 +86,7 @@ def mount(
         allow_other,
         None if read_only else kept,
         bucket,
+        force,
     )
     prepare(options.mountpoint)  # so that wrong usage is reported before anything else happens
 

@@ -117,10 +117,26 @@ def replay(store: JournalStore) -> Replayed:
 
 
 async def reconcile(
-    replayed: Replayed, store: JournalStore, journal: Journal, uploads: Uploads, leases: Leases
+    replayed: Replayed,
+    store: JournalStore,
+    journal: Journal,
+    uploads: Uploads,
+    leases: Leases,
+    *,
+    force: bool = False,
 ) -> None:
-    """Put what is left into *journal*, its keys held; finish what was committed. Raises Unavailable."""
-    await leases.enrol(store.holder, store.place)
+    """Put what is left into *journal*, its keys held; finish what was committed.
+
+    Raises Unavailable; and Conflict, before anything is touched, if this may be the copy of a journal that is
+    in use, unless *force*: what that one is uploading would be abandoned, and its keys given up.
+    """
+    try:
+        await leases.enrol(store.holder, store.place, alone=not force)
+    except Conflict as exc:
+        raise Conflict(
+            f"{store.place}: this may be the copy of a journal: {exc}; make sure that it is not any more, "
+            "then use --force"
+        ) from exc
     await _settle_uploads(replayed, store, uploads)
     for place in replayed.superseded:
         store.drop(place)

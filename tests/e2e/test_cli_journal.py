@@ -287,6 +287,33 @@ def test_the_copy_of_a_dead_hosts_journal_is_replayed_once_its_owner_is_known_to
     assert committed(ready) == BODIES
 
 
+def test_the_copy_of_a_journal_that_is_in_use_is_not_mounted(ready: Stack, tmp_path: Path) -> None:
+    """It would abandon what the other uploads, and give up its keys when it ends."""
+    with ready.mount(*LATER, write=True) as mount, ready.mount(*LATER, write=True) as other:
+        write_all(mount.path / "ds")
+        journal = ready.journal_of(mount.path)
+        copy = shutil.copytree(journal, tmp_path / "copy")
+        before = ready.json("journal", "leases")
+        said = ready.refused("mount", ready.new_mountpoint(), "--journal-dir", copy)
+        assert f"was in use as {os.uname().nodename}:{journal}" in said
+        assert "--force" in said
+        assert ready.json("journal", "leases") == before
+        with pytest.raises(FileExistsError):
+            (other.path / "ds" / NAMES[0]).open("xb")
+        ready.run("flush", mount.path)
+        assert mount.stats()["journal"]["refused"] == 0
+    assert committed(ready) == BODIES
+
+
+def test_the_copy_of_a_journal_is_mounted_knowingly(ready: Stack, tmp_path: Path) -> None:
+    with dead_mount(ready) as journal:
+        copy = shutil.copytree(journal, tmp_path / "copy")
+        with ready.mount(*LATER, "--journal-dir", str(copy), "--force", write=True) as mount:
+            assert files_in(mount.path / "ds") == BODIES
+        assert ready.json("journal", "leases") == []
+    assert committed(ready) == BODIES
+
+
 def test_leases_of_a_dead_journal_are_shown_and_released_knowingly(ready: Stack, tmp_path: Path) -> None:
     with dead_mount(ready) as journal:
         (lease,) = ready.json("journal", "leases")
