@@ -98,6 +98,11 @@ class Accepting:
                 return crc
         return None
 
+    def is_promised(self, entry: Entry, offset: int) -> bool:
+        """Say whether the record of a content file of its own is about what is at *offset* or behind."""
+        safe = entry.safe
+        return safe is not None and not safe.inline and offset < safe.size
+
     def before_change(self, entry: Entry) -> None:
         """A content file is about to differ from its record: say so first. Raises Full, Unavailable."""
         safe = entry.safe

@@ -52,6 +52,9 @@ class Entry:
     linked: bool = True  # it has a name; False: unlinked, or never got one
     safe: Safe | None = None  # None: not accepted yet
     changed: bool = True  # there is something that the accepted record does not say
+    synced: bool = (
+        False  # a loss of power may leave the accepted record, and a content file of its own as it is
+    )
     busy: int = 0  # how many are at it in a way that forbids to begin a commit
     writers: int = 0  # handles that may write
     handles: int = 0  # all handles

@@ -142,6 +142,9 @@ class Journal:
     async def write(self, entry: Entry, offset: int, data: bytes) -> None:
         """Write into a file. Raises Forbidden (committed), Full, Unavailable."""
         await self._ready(entry, offset + len(data))
+        while entry.synced and self._accepting.is_promised(entry, offset):
+            await self._give_up_synced(entry)
+            await self._ready(entry, offset + len(data))
         try:
             self._accepting.before_change(entry)
             entry.draft.write(offset, data)
@@ -152,6 +155,9 @@ class Journal:
     async def truncate(self, entry: Entry, size: int) -> None:
         """Cut or extend a file. Raises Forbidden (committed), Full, Unavailable."""
         await self._ready(entry, size, cut=True)
+        while entry.synced and self._accepting.is_promised(entry, size):
+            await self._give_up_synced(entry)
+            await self._ready(entry, size, cut=True)
         try:
             self._accepting.before_change(entry)
             entry.draft.truncate(size)
@@ -182,6 +188,17 @@ class Journal:
             await self._make_room(growth)
             has_waited = True
 
+    async def _give_up_synced(self, entry: Entry) -> None:
+        """Make it survive a loss of power that a file is being changed in place: with half of the change, and
+        its old checksum, it would be taken for damaged. Raises Full, Unavailable."""
+        self._accepting.before_change(entry)
+        entry.synced = False
+        try:
+            await trio.to_thread.run_sync(self.store.sync)
+        except BaseException:
+            entry.synced = True
+            raise
+
     async def accept_unless_open(self, entry: Entry) -> None:
         """Make a change safe that no close() will follow. Raises as `accept` does."""
         if not entry.writers:
@@ -198,6 +215,7 @@ class Journal:
         """Make a file survive a loss of power, here. Raises as `accept` does."""
         await self.accept(entry)
         if entry.state is not EntryState.COMMITTED:
+            entry.synced = True
             await trio.to_thread.run_sync(entry.draft.sync)
             await trio.to_thread.run_sync(self.store.sync)
 
@@ -205,6 +223,7 @@ class Journal:
         """Make everything accepted survive a loss of power, here. Raises Unavailable."""
         for entry in self.entries:
             if entry.draft.is_own_file and entry.linked:
+                entry.synced = True
                 await trio.to_thread.run_sync(entry.draft.sync)
         await trio.to_thread.run_sync(self.store.sync)
 

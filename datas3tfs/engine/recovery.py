@@ -185,6 +185,7 @@ def entry_of(store: JournalStore, found: Found) -> Entry:
     entry = Entry(says.entry, says.dataset_id, says.dataset, says.name, draft, says.mtime_ns)
     entry.safe = Safe(found.place, found.inline, says.size, says.crc, says.mtime_ns)
     entry.changed = False
+    entry.synced = not found.inline  # that process may have done it
     if problem is not None:
         entry.state, entry.problem = EntryState.REFUSED, problem
     return entry

@@ -17,7 +17,7 @@ from pathlib import Path
 from datas3tfs.core.journalcodec import Gap
 from datas3tfs.core.journalrecords import Accepted, Place, Record
 from datas3tfs.core.model import HolderId
-from datas3tfs.errors import Unavailable
+from datas3tfs.errors import Full, Unavailable
 from datas3tfs.journal.files import failing
 from datas3tfs.journal.segments import (
     DAMAGED,
@@ -48,6 +48,7 @@ class Log:
         self._segments = {segment.number: segment for segment in self._found}  # ascending
         self._writer: SegmentWriter | None = None  # of the last segment
         self._is_replayed = not self._found
+        self._has_promised = False
         self.bytes = sum(segment.size for segment in self._found)
         for segment in self._found:  # what a process wrote that was killed may not be on the disk
             unsynced.add_file(segment.path)
@@ -166,12 +167,24 @@ class Log:
             if segment.needed or self._read_only:
                 return
             try:
+                self._make_up_for(segment)
                 segment.discard()
-            except Unavailable as exc:
+            except (Full, Unavailable) as exc:
                 log.warning("%s", exc)  # it is tried again with the next one
                 return
             self.bytes -= segment.size
             del self._segments[segment.number]
+
+    def _make_up_for(self, segment: Segment) -> None:
+        """Before a segment goes that may be all that a loss of power would leave of something: sync what is
+        there in its stead. Blocks, briefly where much is synced anyway. Raises Full, Unavailable."""
+        # Of those found, another process may have synced something. What is lost has been told, and stays so.
+        if (self._has_promised or segment in self._found) and not self._unsynced.has_lost():
+            self._unsynced.sync()
+
+    def promise(self) -> None:
+        """Say that something is about to be synced that must not be lost from then on."""
+        self._has_promised = True
 
     def oldest(self) -> int | None:
         """Return the number of the oldest segment that is only there for needed records."""

@@ -133,6 +133,7 @@ class DiskJournal:
         """Make all that was appended survive a loss of power, and the names of content files; their
         bytes are JournalContent.sync's. Blocks for long. Raises Full, Unavailable."""
         self._writable()
+        self._log.promise()
         self._unsynced.sync()
 
     def close(self) -> None:
@@ -198,9 +199,10 @@ def _identity(directory: Path, installation: str | None) -> Identity:
 def _make(directory: Path) -> None:
     """Make a directory of ours, that nobody else may look into."""
     with failing(directory):
-        if not directory.is_dir():
-            directory.mkdir(parents=True, exist_ok=True, mode=DIRECTORY_MODE)
-            sync_directory(directory.parent)
+        missing = [path for path in (directory, *directory.parents) if not path.is_dir()]
+        directory.mkdir(parents=True, exist_ok=True, mode=DIRECTORY_MODE)
+        for path in reversed(missing):  # each is a name in the one above
+            sync_directory(path.parent)
     _check_owner(directory)
 
 
