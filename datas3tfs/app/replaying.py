@@ -47,8 +47,8 @@ async def replay_journal(
     """Commit all that can be committed of the journal in *directory*; say what could not.
 
     *advance* is told how many datapoints were committed. *force*: even if the journal was in use at another
-    place a moment ago. Raises NotFound, Conflict (a process has it, here or there), Invalid (of another
-    installation), Corrupt, Unavailable.
+    place a moment ago, and files that may be outdated as its log is damaged. Raises NotFound, Conflict (a
+    process has it, here or there), Invalid (of another installation), Corrupt, Unavailable.
     """
     await trio.to_thread.run_sync(read_identity, directory)  # there is one, or we would make it
     async with (

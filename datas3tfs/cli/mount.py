@@ -33,7 +33,8 @@ CacheSize = Annotated[
     str | None, typer.Option(help="How large the cache may be, e.g. 10GiB.", show_default="10GiB")
 ]
 Force = Annotated[
-    bool, typer.Option("--force", help="Even if the journal was in use on another machine minutes ago.")
+    bool,
+    typer.Option("--force", help="Even if the journal was in use elsewhere, or its files may be outdated."),
 ]
 JournalSize = Annotated[str | None, typer.Option(help="How much may wait there.", show_default="10GiB")]
 BatchBytes = Annotated[str | None, typer.Option(help="Commit when so much waits …", show_default="64MiB")]

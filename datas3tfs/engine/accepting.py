@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 _CHECKSUM_TRIES = 3  # at a file that changes while it is read
 _COMPACT_SLACK = 256 * 1024 * 1024  # bytes of log that may be dead before the live ones are moved
+_STANDING_STILL = (EntryState.COMMITTING, EntryState.COMMITTED)
 _NOWHERE = Place(0, 0, 0)  # until it is appended
 
 
@@ -70,6 +71,7 @@ class Accepting:
             return False
         if content is None and crc is not None:
             entry.draft.learn_crc(crc)
+        entry.is_doubtful = False
         says = Safe(_NOWHERE, content is not None, entry.size, crc, entry.mtime_ns)
         place = self._append(entry, says, content)
         if content is not None:
@@ -118,7 +120,8 @@ class Accepting:
         while self._store.log_bytes > 2 * live + slack:
             oldest = self._store.oldest()
             stuck = [e for e in self._entries if e.safe is not None and e.safe.place.segment == oldest]
-            if not stuck or any(entry.state is EntryState.COMMITTING for entry in stuck):
+            # What is committed leaves by itself: behind the note that it is gone, it would be there again.
+            if not stuck or any(entry.state in _STANDING_STILL for entry in stuck):
                 return
             try:
                 for entry in stuck:
@@ -144,6 +147,7 @@ class Accepting:
             says.size,
             says.crc,
             content,
+            doubtful=entry.is_doubtful,
         )
         place = self._store.append(record)
         if entry.safe is not None:

@@ -55,6 +55,7 @@ class Entry:
     synced: bool = (
         False  # a loss of power may leave the accepted record, and a content file of its own as it is
     )
+    is_doubtful: bool = False  # a lost record may have said otherwise than its own
     busy: int = 0  # how many are at it in a way that forbids to begin a commit
     writers: int = 0  # handles that may write
     handles: int = 0  # all handles

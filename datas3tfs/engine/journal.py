@@ -294,7 +294,7 @@ class Journal:
         entry.call(dataset.id, dataset.name, name)
         self.entries.add(entry)
         self.quota.count(entry)
-        entry.problem, entry.state = None, EntryState.JOURNALED
+        entry.problem, entry.state, entry.is_doubtful = None, EntryState.JOURNALED, False
         entry.quiet_since = trio.current_time()
 
     async def settled(self, entry: Entry) -> None:

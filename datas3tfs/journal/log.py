@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from datas3tfs.core.journalcodec import Gap
@@ -32,6 +33,24 @@ from datas3tfs.journal.syncing import Unsynced
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class _Lost:
+    """Where records are missing, and about which files they were (None: any)."""
+
+    segment: int
+    offset: int
+    about: tuple[Accepted, ...] | None
+
+    def is_behind(self, place: Place) -> bool:
+        return (self.segment, self.offset) > (place.segment, place.offset)
+
+    def is_about(self, record: Accepted) -> bool:
+        return self.about is None or any(
+            lost.entry == record.entry or (lost.dataset_id, lost.name) == (record.dataset_id, record.name)
+            for lost in self.about
+        )
+
+
 class Log:
     """The segments in a directory. *read_only*: nothing on the disk is changed, whatever is found."""
 
@@ -49,6 +68,7 @@ class Log:
         self._writer: SegmentWriter | None = None  # of the last segment
         self._is_replayed = not self._found
         self._has_promised = False
+        self._lost: list[_Lost] = []
         self.bytes = sum(segment.size for segment in self._found)
         for segment in self._found:  # what a process wrote that was killed may not be on the disk
             unsynced.add_file(segment.path)
@@ -74,6 +94,7 @@ class Log:
         is_interrupted = gap.torn and segment is self._found[-1] and not segment.is_damaged
         if not is_interrupted:
             segment.is_damaged = True
+            self._lost.append(_Lost(segment.number, gap.span.start, gap.about))
             log.error(
                 "%s: damaged, %s are not used and the file will be kept: %s", segment.path, where, gap.why
             )
@@ -99,6 +120,10 @@ class Log:
         with failing(self._directory):
             aside = any(name.endswith(DAMAGED) for name in os.listdir(self._directory))
         return aside or bool(self.damaged())
+
+    def may_be_outdated(self, record: Accepted, place: Place) -> bool:
+        """Say whether a record behind *place* is missing that may have replaced *record*, or undone it."""
+        return any(lost.is_behind(place) and lost.is_about(record) for lost in self._lost)
 
     def append(self, record: Record) -> Place:
         """Append a record; return its place. Raises Full, Unavailable: nothing has changed then."""

@@ -79,6 +79,11 @@ class DiskJournal:
         asked after a replay. Raises Unavailable."""
         return self._log.has_gaps()
 
+    def may_be_outdated(self, record: Accepted, place: Place) -> bool:
+        """Say whether a record is missing that may have replaced *record*, or undone it: one behind *place*,
+        where the log says it for the last time. To be asked after a replay."""
+        return self._log.may_be_outdated(record, place)
+
     def append(self, record: Record) -> Place:
         """Append a record; return its place. Raises Full, Unavailable; the log is as before then.
         Raises Invalid if the record cannot be written. A full disk is kept from files first: what
