@@ -15,6 +15,7 @@ import pytest
 from datas3tfs.app import mountpoint
 from datas3tfs.app.daemon import Readiness
 from datas3tfs.app.ingest import Source, batches, find_sources
+from datas3tfs.app.mount import MountOptions, _fuse_options
 from datas3tfs.app.mountpoint import mounted_at, prepare, real_path, require_ours, unmount
 from datas3tfs.client import sources as client_sources
 from datas3tfs.client.sources import READ_SIZE, file_chunks
@@ -22,8 +23,28 @@ from datas3tfs.core.layout import plan_layout
 from datas3tfs.core.names import parse_datapoint_name
 from datas3tfs.engine.threads import in_thread
 from datas3tfs.errors import Conflict, Datas3tError, Invalid, NotFound, Unavailable
+from datas3tfs.fs.attributes import Ownership
 
 OURS = "fuse.datas3tfs"
+
+# -- options -------------------------------------------------------------------------------------------
+
+
+def test_the_kernel_looks_at_modes_wherever_that_could_change_anything() -> None:
+    own = os.getuid()
+
+    def looks(*, uid: int = own, umask: int = 0o022, allow_other: bool = False, write: bool = True) -> bool:
+        journal = Path("/journal") if write else None
+        options = MountOptions(Path("/m"), None, Ownership(uid, 0, umask), allow_other, journal, None)
+        return "default_permissions" in _fuse_options(options)
+
+    assert not looks()
+    assert not looks(umask=0o077)
+    assert looks(umask=0o222)
+    assert looks(uid=own + 1)
+    assert looks(allow_other=True)
+    assert looks(write=False)
+
 
 # -- mount points --------------------------------------------------------------------------------------
 

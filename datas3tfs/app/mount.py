@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import signal
+import stat
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
@@ -171,13 +172,23 @@ async def _serve(
 
 
 def _fuse_options(options: MountOptions) -> set[str]:
-    chosen = set(pyfuse3.default_options)  # default_permissions among them: the kernel checks modes
+    chosen = set(pyfuse3.default_options)  # default_permissions among them: the kernel looks at modes
     chosen |= {"nosuid", "nodev", "fsname=datas3tfs", "subtype=datas3tfs"}
     if options.journal_dir is None:
         chosen.add("ro")
+    elif _is_owners_alone(options):
+        # It would change nothing, and after every create, rename and unlink the kernel would ask for the
+        # attributes of the directory again before the next.
+        chosen.discard("default_permissions")
     if options.allow_other:
         chosen.add("allow_other")
     return chosen
+
+
+def _is_owners_alone(options: MountOptions) -> bool:
+    """Say whether the kernel lets nobody into the mount but one user, who owns all and may do all to it."""
+    owner, mounter = options.ownership, {os.getuid(), os.geteuid()}
+    return not options.allow_other and mounter == {owner.uid} and not owner.umask & stat.S_IRWXU
 
 
 def _hint(options: MountOptions) -> str:

@@ -10,7 +10,8 @@ from datas3tfs.core.indexbuild import IndexBuilder
 from datas3tfs.core.layout import Layout, Planned
 from datas3tfs.errors import Invalid
 
-CHUNK_SIZE = 4 * 1024 * 1024  # what is yielded at once: small datapoints are joined up to this
+CHUNK_SIZE = 4 * 1024 * 1024  # what is yielded at once: small datapoints are joined up to this …
+_LARGE = 1024 * 1024  # … and pieces of so many bytes are handed on as they are, not copied
 
 
 def compose(
@@ -24,11 +25,15 @@ def compose(
     pending: list[bytes] = []
     waiting = 0
     for block in _blocks(layout, content, builder):
-        pending.append(block)
-        waiting += len(block)
-        if waiting >= CHUNK_SIZE:
+        is_large = len(block) >= _LARGE
+        if pending and (is_large or waiting >= CHUNK_SIZE):
             yield b"".join(pending)
             pending, waiting = [], 0
+        if is_large:
+            yield block
+        else:
+            pending.append(block)
+            waiting += len(block)
     yield b"".join([*pending, tar.END_OF_ARCHIVE])
 
 

@@ -6,16 +6,18 @@ event loop counts; worker threads hand their figures to it.
 
 from __future__ import annotations
 
+from collections import defaultdict
+
 
 class Counters:
     """A bag of named integers that only grow."""
 
     def __init__(self) -> None:
-        self._values: dict[str, int] = {}
+        self._values: defaultdict[str, int] = defaultdict(int)
 
     def add(self, name: str, amount: int = 1) -> None:
         """Add *amount* to the counter *name*, which starts at nought."""
-        self._values[name] = self._values.get(name, 0) + amount
+        self._values[name] += amount
 
     def get(self, name: str) -> int:
         """Return the counter *name*, nought if it was never added to."""

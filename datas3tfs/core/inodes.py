@@ -70,8 +70,12 @@ class Inodes:
         if isinstance(node, DatasetNode):
             return node.dataset_id + 1
         if isinstance(node, EntryNode):
-            return _ENTRIES_REGION << _LOW_BITS | node.entry & _LOW_MASK
+            return self.uncommitted(node.entry)
         return self.datapoint(node.dataset_id, node.key)
+
+    def uncommitted(self, entry: EntryId) -> int:
+        """Return the inode number of an uncommitted file."""
+        return _ENTRIES_REGION << _LOW_BITS | entry & _LOW_MASK
 
     def datapoint(self, dataset_id: DatasetId, key: int) -> int:
         """Return the inode number of a datapoint; the fast way for listings."""

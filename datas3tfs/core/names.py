@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from dataclasses import dataclass
+from functools import lru_cache
 
 from datas3tfs.core.spans import Span
 from datas3tfs.errors import Invalid
@@ -30,6 +31,9 @@ _TEMPORARY = re.compile(
 )
 
 
+_REMEMBERED = 256  # a name is asked about several times on its way; extensions are few
+
+
 @dataclass(frozen=True, slots=True)
 class DatapointName:
     """A valid datapoint name, taken apart."""
@@ -46,6 +50,7 @@ def datapoint_name(key: int, extension: str) -> str:
     return f"{key:0{_KEY_DIGITS}d}.{extension}"
 
 
+@lru_cache(_REMEMBERED)
 def parse_datapoint_name(name: str) -> DatapointName:
     """Take *name* apart. Raises Invalid, naming it, if it is not a datapoint name."""
     digits, dot, extension = name[:_KEY_DIGITS], name[_KEY_DIGITS : _KEY_DIGITS + 1], name[_KEY_DIGITS + 1 :]
@@ -60,16 +65,22 @@ def parse_datapoint_name(name: str) -> DatapointName:
 
 def check_extension(extension: str, name: str) -> None:
     """Raise Invalid, naming *name*, if *extension* may not follow the dot of a datapoint name."""
+    if (problem := _problem_of(extension)) is not None:
+        raise Invalid(f"{printable(name)}: {problem}")
+
+
+@lru_cache(_REMEMBERED)
+def _problem_of(extension: str) -> str | None:
     if not extension or "/" in extension or ".." in f".{extension}" or _has_control(extension):
-        raise Invalid(f"{printable(name)}: extension is empty or has a slash, '..' or a control character")
+        return "extension is empty or has a slash, '..' or a control character"
     try:
         length = len(extension.encode())
     except UnicodeEncodeError:
-        raise Invalid(f"{printable(name)}: extension is not valid UTF-8") from None
-    if length > NAME_LIMIT - _KEY_DIGITS - 1:
-        raise Invalid(f"{printable(name)}: longer than {NAME_LIMIT} bytes")
+        return "extension is not valid UTF-8"
+    return f"longer than {NAME_LIMIT} bytes" if length > NAME_LIMIT - _KEY_DIGITS - 1 else None
 
 
+@lru_cache(_REMEMBERED)
 def is_temporary(name: str) -> bool:
     """Say whether *name* is one that programs give to files they are about to rename, or keep beside
     others while they edit: such files live in the journal and are never committed under that name.

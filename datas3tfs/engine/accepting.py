@@ -8,7 +8,6 @@ After an await everything is looked at again: a file may be written, renamed and
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 
 import trio
 
@@ -27,7 +26,6 @@ log = logging.getLogger(__name__)
 _CHECKSUM_TRIES = 3  # at a file that changes while it is read
 _COMPACT_SLACK = 256 * 1024 * 1024  # bytes of log that may be dead before the live ones are moved
 _STANDING_STILL = (EntryState.COMMITTING, EntryState.COMMITTED)
-_NOWHERE = Place(0, 0, 0)  # until it is appended
 
 
 class Accepting:
@@ -72,8 +70,7 @@ class Accepting:
         if content is None and crc is not None:
             entry.draft.learn_crc(crc)
         entry.is_doubtful = False
-        says = Safe(_NOWHERE, content is not None, entry.size, crc, entry.mtime_ns)
-        place = self._append(entry, says, content)
+        place = self._append(entry, entry.size, crc, entry.mtime_ns, content)
         if content is not None:
             entry.draft.rest_in_log(place)
         entry.changed = False
@@ -109,7 +106,7 @@ class Accepting:
         """A content file is about to differ from its record: say so first. Raises Full, Unavailable."""
         safe = entry.safe
         if safe is not None and not safe.inline and safe.crc is not None:
-            self._append(entry, replace(safe, crc=None), None)
+            self._append(entry, safe.size, None, safe.mtime_ns, None)
         entry.changed = True
 
     def compact(self, slack: int) -> None:
@@ -134,25 +131,19 @@ class Accepting:
         old = entry.safe
         assert old is not None
         content = self._store.read(old.place, 0, old.size) if old.inline else None
-        entry.draft.moved_in_log(old.place, self._append(entry, old, content))
+        place = self._append(entry, old.size, old.crc, old.mtime_ns, content)
+        entry.draft.moved_in_log(old.place, place)
 
-    def _append(self, entry: Entry, says: Safe, content: bytes | None) -> Place:
-        """Append what makes an entry safe, in place of what did before; return its place."""
-        record = Accepted(
-            entry.id,
-            entry.dataset_id,
-            entry.dataset,
-            entry.name,
-            says.mtime_ns,
-            says.size,
-            says.crc,
-            content,
-            doubtful=entry.is_doubtful,
-        )
-        place = self._store.append(record)
+    def _append(
+        self, entry: Entry, size: int, crc: int | None, mtime_ns: int, content: bytes | None
+    ) -> Place:
+        """Append what makes an entry safe, in place of what did before; return its place. *content*: None if
+        it has a file of its own."""
+        of = entry.id, entry.dataset_id, entry.dataset, entry.name
+        place = self._store.append(Accepted(*of, mtime_ns, size, crc, content, doubtful=entry.is_doubtful))
         if entry.safe is not None:
             self._store.drop(entry.safe.place)
-        entry.safe = replace(says, place=place)
+        entry.safe = Safe(place, content is not None, size, crc, mtime_ns)
         return place
 
 

@@ -19,17 +19,32 @@ from datas3tfs.ports import JournalContent, JournalStore
 # Larger content gets a file of its own. 128 KiB is what the kernel writes at once, and at 99 requests in
 # flight bounds what open small files cost in memory.
 INLINE_LIMIT = 128 * 1024
-_PIECE = 1024 * 1024
+_PIECE = 4 * 1024 * 1024
 _SIZE_LIMIT = 2**48 - 1  # docs/FORMAT.md: what an index can say
 
 
 class Draft:
     """Content that may still change. *place*: where the log has it; *own*: it has a file of its own."""
 
+    __slots__ = (
+        "_buffer",
+        "_crc",
+        "_crc_length",
+        "_entry",
+        "_file",
+        "_is_lost",
+        "_place",
+        "_removed",
+        "_store",
+        "is_own_file",
+        "size",
+        "version",
+    )
+
     def __init__(self, store: JournalStore, entry: EntryId) -> None:
         self._store = store
         self._entry = entry
-        self._buffer: bytearray | None = bytearray()
+        self._buffer: bytes | bytearray | None = b""  # bytes until something is changed in it
         self._place: Place | None = None
         self._file: JournalContent | None = None  # open
         self._removed = False  # the file has no name any more
@@ -77,6 +92,8 @@ class Draft:
         """Return up to *size* bytes from *offset* on. Raises Unavailable."""
         size = max(0, min(size, self.size - offset))
         if self._buffer is not None:
+            if size == len(self._buffer):
+                return bytes(self._buffer)
             return bytes(memoryview(self._buffer)[offset : offset + size])
         if self.is_own_file:
             return self._opened().read(offset, size)
@@ -108,6 +125,8 @@ class Draft:
             self._move_to_file()
         if self.is_own_file:
             self._write_file(self._opened(), offset, data)
+        elif not self.size:
+            self._buffer, self._place = bytes(offset) + data if offset else data, None
         else:
             buffer = self._in_memory()
             if offset > len(buffer):
@@ -195,7 +214,7 @@ class Draft:
             with suppress(NotFound):  # it was lost
                 self._remove_file()
                 self._opened().close()
-        self._buffer, self._place, self._file, self.is_own_file = bytearray(), None, None, False
+        self._buffer, self._place, self._file, self.is_own_file = b"", None, None, False
 
     def _remove_file(self) -> None:
         if not self._removed:
@@ -210,7 +229,9 @@ class Draft:
     def _in_memory(self) -> bytearray:
         if self._buffer is None:
             assert self._place is not None
-            self._buffer, self._place = bytearray(self._store.read(self._place, 0, self._place.size)), None
+            self._buffer, self._place = self._store.read(self._place, 0, self._place.size), None
+        if not isinstance(self._buffer, bytearray):
+            self._buffer = bytearray(self._buffer)
         return self._buffer
 
     def _move_to_file(self) -> None:

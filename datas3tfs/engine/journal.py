@@ -83,14 +83,21 @@ class Journal:
         return entry
 
     async def _add(self, entry: Entry, dataset: Dataset) -> None:
-        if entry.key is None:
+        key = entry.key
+        if key is None:
             self.entries.add(entry)
             return
-        await self._check_free(dataset, entry.key, entry.name)
-        async with self.leases.holding(dataset.id, entry.key):
-            if self.entries.at_key(dataset.id, entry.key) is not None:
-                raise Conflict(f"{entry.name}: datapoint {entry.key} is being created already")
-            self.entries.add(entry)
+        await self._check_free(dataset, key, entry.name)
+        if self.leases.is_at_hand(dataset.id, key):
+            self._add_datapoint(entry, key)
+        else:
+            async with self.leases.holding(dataset.id, key):
+                self._add_datapoint(entry, key)
+
+    def _add_datapoint(self, entry: Entry, key: int) -> None:
+        if self.entries.at_key(entry.dataset_id, key) is not None:
+            raise Conflict(f"{entry.name}: datapoint {key} is being created already")
+        self.entries.add(entry)
 
     def opened(self, entry: Entry, *, writable: bool) -> None:
         """Take note of a new handle."""
@@ -141,10 +148,13 @@ class Journal:
 
     async def write(self, entry: Entry, offset: int, data: bytes) -> None:
         """Write into a file. Raises Forbidden (committed), Full, Unavailable."""
-        await self._ready(entry, offset + len(data))
+        stop = offset + len(data)
+        growth = growth_of(entry, max(stop, entry.size))
+        if entry.state is not EntryState.JOURNALED or not self.quota.has_room(growth):
+            await self._ready(entry, stop)
         while entry.synced and self._accepting.is_promised(entry, offset):
             await self._give_up_synced(entry)
-            await self._ready(entry, offset + len(data))
+            await self._ready(entry, stop)
         try:
             self._accepting.before_change(entry)
             entry.draft.write(offset, data)
@@ -300,9 +310,10 @@ class Journal:
     async def settled(self, entry: Entry) -> None:
         """Wait until an entry is not being committed. Raises Forbidden if it is committed, Unavailable if
         that takes too long."""
-        with trio.move_on_after(self._patience):
-            while entry.state is EntryState.COMMITTING:
-                await self._outcome(entry)
+        if entry.state is EntryState.COMMITTING:
+            with trio.move_on_after(self._patience):
+                while entry.state is EntryState.COMMITTING:
+                    await self._outcome(entry)
         if entry.state is EntryState.COMMITTING:
             raise Unavailable(f"{entry.dataset}/{entry.name}: it is still being committed")
         if entry.state is EntryState.COMMITTED:

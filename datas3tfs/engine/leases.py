@@ -1,8 +1,9 @@
 """The keys this journal holds in Postgres, mirrored in memory, so that most creates need no SQL.
 
 Keys are leased in runs: who creates keys in ascending order gets the next ones ahead, as many as it will
-use in half a second; what is not used for a second is given back. So a key that nobody writes is blocked
-for others for a moment only, and `holding` waits that moment before it says that a key is taken.
+use in half a second, and before they run out more of them, in the background; what is not used for a second
+is given back. So a key that nobody writes is blocked for others for a moment only, and `holding` waits that
+moment before it says that a key is taken.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from datas3tfs.core.names import KEY_LIMIT
 from datas3tfs.core.spans import Span
 from datas3tfs.core.spanset import SpanSet
 from datas3tfs.engine.entries import Entries
+from datas3tfs.engine.nurseries import background_nursery
 from datas3tfs.engine.snapshot import Snapshots
 from datas3tfs.errors import Conflict, Datas3tError, NotFound, Unavailable
 from datas3tfs.ports import Leases
@@ -29,9 +31,18 @@ log = logging.getLogger(__name__)
 _RENEW_SECONDS = 60.0  # a holder expires after ten minutes without renewal
 _AHEAD_SECONDS = 0.5  # how much creating is leased in one go …
 _AHEAD_LIMIT = 1024  # … but never more keys
+_AHEAD_LOW = 4  # if no more than a fourth of that is left, more is leased before it is needed
 _IDLE_SECONDS = 1.0  # what is leased ahead, and not used for so long, is given back
 _TAKEN_SECONDS = 2.5  # how long a key must be taken to be so: longer than others hold keys ahead
 _TAKEN_PAUSE = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class _Taking:
+    """Keys being leased ahead."""
+
+    keys: Span
+    ended: trio.Event
 
 
 @dataclass(slots=True)
@@ -44,6 +55,9 @@ class _Held:
     wanted: Counter[int] = field(default_factory=Counter)  # keys that are about to get an entry
     ahead: deque[tuple[float, Span]] = field(default_factory=deque)  # when which keys were taken of late
     released: trio.Event | None = None  # set when the release under way has ended
+    due: Span | None = None  # what is worth leasing ahead
+    taking: _Taking | None = None  # what is being leased ahead
+    refused: int | None = None  # the key from which on nothing could be leased ahead
     last_key: int = -2
     last_at: float = -1e9
     streak: int = 0  # consecutive keys in a row
@@ -62,6 +76,7 @@ class KeyLeases:
         self._entries = entries
         self._snapshots = snapshots
         self._held: dict[DatasetId, _Held] = {}
+        self._is_due = trio.Event()
 
     @property
     def holder(self) -> HolderId:
@@ -87,6 +102,22 @@ class KeyLeases:
         """Say whether a key is held."""
         return dataset_id in self._held and key in self._held[dataset_id].keys
 
+    def is_at_hand(self, dataset_id: DatasetId, key: int) -> bool:
+        """Say whether *key* is held for who gives it an entry before anything is awaited; take note of the
+        create, if so. If not, there is `holding`."""
+        held = self._held.get(dataset_id)
+        if held is None or key not in held.keys or key in held.doubtful:
+            return False
+        if _in_the_way(held, key) is not None:
+            return False
+        ahead = _ahead(held, key, trio.current_time())
+        stop = held.keys.stop_after(key) or KEY_LIMIT
+        is_low = stop - key <= ahead // _AHEAD_LOW and stop < KEY_LIMIT
+        if is_low and stop != held.refused and held.taking is None:
+            held.due = Span(stop, min(key + ahead, KEY_LIMIT))
+            self._is_due.set()
+        return True
+
     @asynccontextmanager
     async def holding(self, dataset_id: DatasetId, key: int) -> AsyncIterator[None]:
         """Hold *key* for the length of the block, in which it gets an entry; that keeps it held.
@@ -97,10 +128,11 @@ class KeyLeases:
         ahead = _ahead(held, key, trio.current_time())
         held.wanted[key] += 1
         try:
-            while held.released is not None:  # or the key would be freed after it was asked for
-                await held.released.wait()
+            while (busy := _in_the_way(held, key)) is not None:
+                await busy.wait()
             if key not in held.keys or key in held.doubtful:
                 await self._take(dataset_id, Span(key, min(key + ahead, KEY_LIMIT)))
+            held.last_at = trio.current_time()  # what it has waited here is not its pace
             yield
         finally:
             held.wanted[key] -= 1
@@ -147,7 +179,38 @@ class KeyLeases:
         self.know(dataset_id, only, accepted=True)
 
     async def keep(self) -> None:
-        """Renew, and give back what is idle, for ever."""
+        """Renew, lease ahead, and give back what is idle, for ever."""
+        async with background_nursery() as nursery:
+            nursery.start_soon(self._keep_ahead)
+            await self._keep_renewed()
+
+    async def _keep_ahead(self) -> None:
+        while True:
+            await self._is_due.wait()
+            self._is_due = trio.Event()
+            for dataset_id, held in list(self._held.items()):
+                while held.released is not None:  # it might free what was taken since
+                    await held.released.wait()
+                if held.due is not None:
+                    await self._take_ahead(dataset_id, held, held.due)
+
+    async def _take_ahead(self, dataset_id: DatasetId, held: _Held, wanted: Span) -> None:
+        held.due, held.refused, held.taking = None, None, _Taking(wanted, trio.Event())
+        try:
+            lease = await self._leases.take(self._holder, dataset_id, wanted, accepted=True)
+        except Datas3tError as exc:
+            log.debug("dataset %d: no keys are leased ahead: %s", dataset_id, exc)
+            held.refused = wanted.start
+            if isinstance(exc, Unavailable):
+                _doubt(held, wanted)
+        else:
+            self.know(dataset_id, lease.keys, accepted=lease.accepted)
+            held.ahead.append((trio.current_time(), lease.keys))
+        finally:
+            held.taking.ended.set()
+            held.taking = None
+
+    async def _keep_renewed(self) -> None:
         renewed = trio.current_time()
         while True:
             await trio.sleep(_IDLE_SECONDS / 2)
@@ -187,11 +250,14 @@ class KeyLeases:
         """Give back all keys of a dataset without an entry. Raises Unavailable."""
         held = self._held.get(dataset_id)
         if held is not None:
+            while held.taking is not None:
+                await held.taking.ended.wait()
+            held.due = None
             held.ahead.clear()
             await self._release(dataset_id, held, [])
 
     async def _release(self, dataset_id: DatasetId, held: _Held, kept: list[Span]) -> None:
-        if held.released is not None:
+        if held.released is not None or held.taking is not None:
             return
         unused = _unused(held, self._entries, dataset_id, kept)
         if not unused:
@@ -202,13 +268,24 @@ class KeyLeases:
                 self.part_with(dataset_id, keys)
                 await self._leases.release(self._holder, dataset_id, keys)
         except Unavailable:
-            # Perhaps freed, perhaps not: who wants one asks again, else it is tried again.
-            held.keys.add(keys)
-            held.doubtful.add(keys)
+            _doubt(held, keys)
             raise
         finally:
             held.released.set()
             held.released = None
+
+
+def _in_the_way(held: _Held, key: int) -> trio.Event | None:
+    """Return what to wait for before it is known whether *key* is held."""
+    if held.released is not None:  # the key might be freed after it was asked for
+        return held.released
+    return held.taking.ended if held.taking is not None and key in held.taking.keys else None
+
+
+def _doubt(held: _Held, keys: Span) -> None:
+    """Take note that *keys* are held perhaps: who wants one asks again, else they are given back (again)."""
+    held.keys.add(keys)
+    held.doubtful.add(keys)
 
 
 def _ahead(held: _Held, key: int, now: float) -> int:

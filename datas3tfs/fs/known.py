@@ -34,7 +34,10 @@ class KnownEntries:
 
     def told(self, entry: Entry) -> None:
         """Take note of an answer that names *entry*."""
-        self._known.setdefault(entry.id, _Known(entry)).lookups += 1
+        known = self._known.get(entry.id)
+        if known is None:
+            known = self._known[entry.id] = _Known(entry)
+        known.lookups += 1
 
     def forgotten(self, number: EntryId, lookups: int) -> None:
         """Take note that the kernel has forgotten that many answers."""

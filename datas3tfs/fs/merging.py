@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import pyfuse3
 
-from datas3tfs.core.inodes import EntryNode, Inodes
+from datas3tfs.core.inodes import Inodes
 from datas3tfs.core.model import DatasetId
 from datas3tfs.engine.entries import Entries, Entry
 from datas3tfs.engine.tree import Rows, Tree
@@ -102,7 +102,7 @@ class MergedListing(Listing):
         return key + 1 - _FAR
 
     def _entry(self, answer: _Answer, entry: Entry, after: int) -> bool:
-        attributes = self._attributes.entry(entry, self._inodes.number(EntryNode(entry.id)))
+        attributes = self._attributes.entry(entry, self._inodes.uncommitted(entry.id))
         name = pyfuse3.FileNameT(os.fsencode(entry.name))
         if not pyfuse3.readdir_reply(answer.token, name, attributes, after):
             return False

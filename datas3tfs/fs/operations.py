@@ -69,13 +69,17 @@ class Operations(pyfuse3.Operations):
     ) -> pyfuse3.EntryAttributes:
         self._counters.add("fuse.lookup")
         parent, text = self._node(parent_inode), os.fsdecode(name)
+        if isinstance(parent, DatasetNode):
+            return await self._file_named(parent.dataset_id, text)
         if isinstance(parent, RootNode):
             dataset = self._tree.dataset_named(text)
             return self._attributes.dataset(dataset, self._inodes.number(DatasetNode(dataset.id)))
-        if isinstance(parent, DatasetNode):
-            file = await self._tree.lookup(parent.dataset_id, text)
-            return self._attributes.datapoint(file, self._inode_of(file))
         raise pyfuse3.FUSEError(errno.ENOTDIR)
+
+    async def _file_named(self, dataset_id: DatasetId, name: str) -> pyfuse3.EntryAttributes:
+        """Return the attributes of a file of a dataset. Raises NotFound, Corrupt, Unavailable."""
+        file = await self._tree.lookup(dataset_id, name)
+        return self._attributes.datapoint(file, self._inode_of(file))
 
     @answers_errno
     async def getattr(self, inode: pyfuse3.InodeT, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import pyfuse3
 
 from datas3tfs.core.counters import Counters
-from datas3tfs.core.inodes import ROOT, DatapointNode, DatasetNode, EntryNode, RootNode
+from datas3tfs.core.inodes import ROOT, DatapointNode, DatasetNode, RootNode
 from datas3tfs.core.model import Dataset, DatasetId
 from datas3tfs.engine.committer import Committer
 from datas3tfs.engine.datasets import Datasets
@@ -75,17 +75,9 @@ class ReadWriteOperations(Operations):
 
     # -- looking things up -------------------------------------------------------------------------
 
-    @answers_errno
-    async def lookup(
-        self, parent_inode: pyfuse3.InodeT, name: pyfuse3.FileNameT, ctx: pyfuse3.RequestContext
-    ) -> pyfuse3.EntryAttributes:
-        parent = self._entry_or_node(parent_inode)
-        if isinstance(parent, DatasetNode):
-            entry = self._entries.named(parent.dataset_id, os.fsdecode(name))
-            if entry is not None:
-                self._counters.add("fuse.lookup")
-                return self._tell(entry)
-        return await super().lookup(parent_inode, name, ctx)
+    async def _file_named(self, dataset_id: DatasetId, name: str) -> pyfuse3.EntryAttributes:
+        entry = self._entries.named(dataset_id, name)
+        return self._tell(entry) if entry is not None else await super()._file_named(dataset_id, name)
 
     @answers_errno
     async def getattr(self, inode: pyfuse3.InodeT, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
@@ -94,6 +86,13 @@ class ReadWriteOperations(Operations):
             self._counters.add("fuse.getattr")
             return self._attributes.entry(entry, inode)
         return await super().getattr(inode, ctx)
+
+    @answers_errno
+    async def access(self, inode: pyfuse3.InodeT, mode: pyfuse3.ModeT, ctx: pyfuse3.RequestContext) -> bool:
+        """Asked only if the kernel does not look at modes itself, as whoever gets here may do all that
+        the owner may (app/mount.py)."""
+        self._counters.add("fuse.access")
+        return not mode & os.X_OK or isinstance(self._entry_or_node(inode), RootNode | DatasetNode)
 
     async def forget(self, inode_list: Sequence[tuple[pyfuse3.InodeT, int]]) -> None:
         for inode, lookups in inode_list:
@@ -388,7 +387,7 @@ class ReadWriteOperations(Operations):
         return self._tree.dataset(node.dataset_id)
 
     def _number(self, entry: Entry) -> int:
-        return self._inodes.number(EntryNode(entry.id))
+        return self._inodes.uncommitted(entry.id)
 
     def _tell(self, entry: Entry) -> pyfuse3.EntryAttributes:
         self._known.told(entry)

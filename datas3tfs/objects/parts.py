@@ -33,18 +33,17 @@ class Cutter:
         self._size = size
         self._rest = memoryview(b"")
 
-    async def take(self, length: int) -> bytearray:
+    async def take(self, length: int) -> bytes:
         """Return the next *length* bytes. Raises Invalid if there are fewer, or what *chunks* raises."""
-        part = bytearray(length)
-        filled = 0
-        while filled < length:
+        pieces: list[memoryview] = []
+        while length:
             if not self._rest:
                 self._rest = memoryview(await self._next())
-            step = min(length - filled, len(self._rest))
-            part[filled : filled + step] = self._rest[:step]
-            self._rest = self._rest[step:]
-            filled += step
-        return part
+            piece = self._rest[:length]
+            self._rest = self._rest[len(piece) :]
+            length -= len(piece)
+            pieces.append(piece)
+        return b"".join(pieces)
 
     async def end(self) -> None:
         """Raise Invalid if there is more."""

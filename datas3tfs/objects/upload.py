@@ -101,9 +101,7 @@ class _Sender:
             raise self._failure
         return [self._tags[number] for number in range(1, len(self._parts) + 1)]
 
-    async def _part(
-        self, number: int, body: bytearray, places: trio.Semaphore, nursery: trio.Nursery
-    ) -> None:
+    async def _part(self, number: int, body: bytes, places: trio.Semaphore, nursery: trio.Nursery) -> None:
         what = f"store {self._key} part {number} of {len(self._parts)}"
         try:
             with _dropped(self._key):

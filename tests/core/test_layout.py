@@ -68,6 +68,18 @@ def test_large_content_is_composed_piecewise() -> None:
     assert sum(map(len, chunks)) == layout.size
 
 
+def test_large_pieces_are_handed_on_as_they_are() -> None:
+    """Between what is joined, in order."""
+    contents = [b"small", bytes(4 * CHUNK + 1), b"small, too", bytes(4 * CHUNK)]
+    layout = plan_layout(plan(contents))
+    chunks = list(compose(layout, lambda i: [contents[i]], IndexBuilder()))
+    assert any(chunk is contents[1] for chunk in chunks)
+    assert any(chunk is contents[3] for chunk in chunks)
+    with tarfile.open(fileobj=io.BytesIO(b"".join(chunks))) as archive:
+        files = [archive.extractfile(info) for info in archive.getmembers()]
+        assert [file.read() for file in files if file is not None] == contents
+
+
 @pytest.mark.parametrize("actual", [b"", b"ab", b"abcd"])
 def test_a_source_that_has_changed_is_refused_by_name(actual: bytes) -> None:
     layout = plan_layout(plan([b"abc"]))

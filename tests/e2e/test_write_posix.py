@@ -648,6 +648,33 @@ def test_attributes_and_timeouts_before_and_after_the_commit(written: Mount, fol
     assert written.counters().get("fuse.lookup") == asked.get("fuse.lookup")
 
 
+def test_new_files_cost_the_kernel_no_question_about_their_directory(written: Mount, folder: Path) -> None:
+    """Nor more than a lookup, a create, a write and a flush each (and a release, which nobody waits for)."""
+    count, before, begun = 200, written.counters(), time.monotonic()
+    for key in range(count):
+        with open(folder / key_name(key), "wb", buffering=0) as file:
+            file.write(b"content")
+    after, seconds = written.counters(), time.monotonic() - begun
+    asked = {name: after.get(f"fuse.{name}") - before.get(f"fuse.{name}") for name in ("lookup", "getattr")}
+    assert asked["getattr"] <= 10 + count // 10  # Python's open asks for nothing that is not known already
+    assert asked["lookup"] <= count + 10 + 3 * seconds  # the directory may be believed for a second
+    for name in ("create", "write", "flush"):
+        assert after.get(f"fuse.{name}") - before.get(f"fuse.{name}") == count
+
+
+def test_whoever_mounts_may_do_all_but_execute_files(written: Mount, folder: Path) -> None:
+    (folder / ONE).write_bytes(b"#!/bin/sh\nexit 0\n")
+    for step in range(2):
+        assert all(os.access(folder, mode) for mode in (os.R_OK, os.W_OK, os.X_OK, os.F_OK))
+        assert all(os.access(folder / ONE, mode) for mode in (os.R_OK, os.W_OK, os.F_OK))
+        assert not os.access(folder / ONE, os.X_OK)
+        assert not os.access(folder / TWO, os.F_OK)
+        with refusing(errno.EACCES):
+            subprocess.run([folder / ONE], check=False)
+        if not step:
+            flush(written)
+
+
 def test_df_shows_how_much_may_be_written(written: Mount, folder: Path) -> None:
     before = os.statvfs(written.path)
     assert 0 < before.f_bavail * before.f_frsize <= 10 << 30

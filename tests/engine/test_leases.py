@@ -54,6 +54,102 @@ async def test_ten_thousand_creates_at_a_thousand_a_second_need_few_calls(
         assert host.gate.calls["take"] <= 50
 
 
+async def test_the_next_keys_are_leased_before_they_are_needed(
+    tmp_path: Path, jumping_clock: MockClock
+) -> None:
+    """With a Postgres that takes its time: nobody who creates in order waits for it."""
+    world = await new_world()
+    gate = Gate()
+
+    async def be_slow(name: str) -> None:
+        if name == "take":
+            await trio.sleep(0.1)
+
+    async with open_host(world, tmp_path, limits=ON_DEMAND, gate=gate) as host:
+        gate.before = be_slow
+        waits = 0
+        for key in range(3000):
+            begun = trio.current_time()
+            await host.create(key)
+            waits += key > 100 and trio.current_time() > begun
+            await trio.sleep(0.001)
+        assert waits <= 5, "while the pace is learnt"
+        assert gate.calls["take"] <= 60
+
+
+async def test_keys_that_cannot_be_leased_ahead_are_asked_for_once(
+    tmp_path: Path, jumping_clock: MockClock
+) -> None:
+    world = await new_world()
+    async with (
+        open_host(world, tmp_path / "a", limits=ON_DEMAND) as host,
+        open_host(world, tmp_path / "b", limits=ON_DEMAND) as other,
+    ):
+        await other.create(1000)
+        for key in range(1000):
+            await host.create(key)
+            await trio.sleep(0.001)
+        assert host.gate.calls["take"] <= 60
+        with pytest.raises(Conflict):
+            await host.create(1000)
+
+
+async def test_leasing_ahead_without_an_answer_loses_no_key(tmp_path: Path, jumping_clock: MockClock) -> None:
+    world = await new_world()
+    gate = Gate()
+    failed = 0
+
+    async def fail_ahead(name: str) -> None:
+        nonlocal failed
+        if name == "take" and max(host.held(), default=0) > 100:
+            failed += 1
+            gate.fail("take", 1, Unavailable("no answer"), after=True)
+
+    async with open_host(world, tmp_path / "a", limits=ON_DEMAND, gate=gate) as host:
+        gate.before = fail_ahead
+        for key in range(150):
+            await host.create(key)
+            await trio.sleep(0.001)
+        gate.before = None
+        assert failed
+        await trio.sleep(3)
+        assert host.held() == set(range(150)), "what is not needed was given back"
+        async with open_host(world, tmp_path / "b", limits=ON_DEMAND) as other:
+            await other.create(150)
+            with pytest.raises(Conflict):
+                await host.create(150)
+
+
+async def test_keys_being_leased_ahead_are_given_back_with_the_others(
+    tmp_path: Path, jumping_clock: MockClock
+) -> None:
+    """As rmdir asks for it, just after everything was removed."""
+    world = await new_world()
+    gate = Gate()
+    asking, on = trio.Event(), trio.Event()
+
+    async def hold_up(name: str) -> None:
+        if name == "take":
+            asking.set()
+            await on.wait()
+
+    async with open_host(world, tmp_path, limits=ON_DEMAND, gate=gate) as host:
+        for key in range(100):
+            await host.create(key)
+            await trio.sleep(0.001)
+        gate.before = hold_up
+        for key in range(100, max(host.held()) + 1):
+            await host.create(key)
+        await asking.wait()
+        for entry in list(host.entries):
+            await host.journal.unlink(entry)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(host.leases.release_unused, host.dataset().id)
+            await trio.testing.wait_all_tasks_blocked()
+            on.set()
+        assert host.held() == set()
+
+
 @pytest.mark.parametrize("order", ["several at once", "nearly in order"])
 async def test_several_who_write_in_order_lease_ahead_too(
     order: str, tmp_path: Path, jumping_clock: MockClock
