@@ -43,7 +43,7 @@ from tests.harness.pgproxy import Statement
 from tests.harness.postgres import PostgresServer
 from tests.harness.s3 import S3Server
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(480)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 DATASET = "ds"
 JOURNAL_LIMIT = 2 << 20  # bytes of a journal with nothing in it, its reserve included
@@ -98,7 +98,7 @@ class Arena:
         committed = check_synced(self.stack, promises)
         left = [says for says in self.seat.accepted() if int(says.name[:20]) not in committed]
         self.caught[at] += bool(left)
-        if self.random.random() < 0.5:  # the next daemon is to meet a fault as soon as it begins
+        if self.random.random() < 0.3:  # the next daemon is to meet a fault as soon as it begins
             self.trouble.arm(self.random.choice(LOST_REPLAYING), lambda: None)
 
     def remount(self) -> None:
