@@ -16,7 +16,7 @@ from pathlib import Path
 from datas3tfs.core.journalrecords import Accepted, EntryId, Place
 from datas3tfs.core.model import DatasetId, HolderId
 from datas3tfs.core.names import is_temporary
-from datas3tfs.engine.recovery import Found, replay
+from datas3tfs.engine.recovery import OUTDATED, Found, is_doubtful, replay
 from datas3tfs.engine.salvage import check, pieces, stored_size
 from datas3tfs.errors import Corrupt, Datas3tError, NotFound, Unavailable
 from datas3tfs.journal.identity import read_identity
@@ -29,7 +29,8 @@ _NAMELESS = "its name is lost with a damaged part of the log"
 
 @dataclass(frozen=True, slots=True)
 class JournaledFile:
-    """A file that a journal holds. *state*: accepted (it waits to be committed), temporary or damaged."""
+    """A file that a journal holds. *state*: accepted (it waits to be committed), temporary, doubtful (perhaps
+    it was changed or removed since) or damaged."""
 
     dataset: str
     name: str
@@ -122,7 +123,7 @@ def _files_of(store: DiskJournal, directory: Path) -> list[Found]:
 def _nameless(entry: EntryId) -> Found:
     """Return a content file of which the log says nothing, as one that was being changed."""
     says = Accepted(entry, DatasetId(0), _LOST, f"{entry:016d}", time.time_ns(), 0, None)
-    return Found(says, Place(0, 0, 0), inline=False)
+    return Found(says, Place(0, 0, 0), inline=False, last=Place(0, 0, 0))
 
 
 def _damaged(store: DiskJournal, directory: Path) -> list[Path]:
@@ -137,6 +138,9 @@ def _described(store: DiskJournal, found: Found) -> JournaledFile:
         size = stored_size(store, found)
     except Datas3tError as exc:
         state, problem = "damaged", str(exc)
+    else:
+        if is_doubtful(store, found):
+            state, problem = "doubtful", OUTDATED
     if says.dataset == _LOST:
         state, problem = "damaged", _NAMELESS
     return JournaledFile(says.dataset, says.name, size, state, problem)

@@ -64,6 +64,7 @@ class MountOptions:
     journal_dir: Path | None  # None: read-only
     bucket: str | None  # where mkdir makes datasets; None: in the only one there is
     express: bool  # stand before pyfuse3, where that is possible (fs/frontloop.py)
+    force: bool = False  # take the journal even if it may be in use elsewhere
 
 
 async def serve_mount(
@@ -97,7 +98,7 @@ async def serve_mount(
             operations.control = control
             await _serve(shell, operations, mountpoint, options, readiness, None)
             return
-        kept = journal_options(settings, options.journal_dir)
+        kept = journal_options(settings, options.journal_dir, force=options.force)
         async with open_writing(services, snapshots, kept) as written, background_nursery() as nursery:
             nursery.start_soon(_warn_of_others, options.journal_dir)
             datasets = Datasets(services.catalog.registry, snapshots, options.bucket, settings.io_timeout)

@@ -12,14 +12,11 @@ import trio
 from datas3tfs.app.services import Services, open_services
 from datas3tfs.app.writing import Written, journal_options, open_writing
 from datas3tfs.config import Settings
-from datas3tfs.core.model import HolderId
-from datas3tfs.core.names import printable
 from datas3tfs.engine.entries import EntryState
 from datas3tfs.engine.nurseries import background_nursery
 from datas3tfs.engine.snapshot import Removed, Snapshots, open_snapshots
-from datas3tfs.errors import Conflict, Datas3tError
+from datas3tfs.errors import Datas3tError
 from datas3tfs.journal.identity import read_identity
-from datas3tfs.journal.store import place_of
 
 _LOOK_SECONDS = 0.25
 _LAST_LOOK_SECONDS = 5.0
@@ -50,35 +47,22 @@ async def replay_journal(
     """Commit all that can be committed of the journal in *directory*; say what could not.
 
     *advance* is told how many datapoints were committed. *force*: even if the journal was in use at another
-    place a moment ago. Raises NotFound, Conflict (a process has it, here or there), Invalid (of another
-    installation), Corrupt, Unavailable.
+    place a moment ago, and files that may be outdated as its log is damaged. Raises NotFound, Conflict (a
+    process has it, here or there), Invalid (of another installation), Corrupt, Unavailable.
     """
-    identity = await trio.to_thread.run_sync(read_identity, directory)  # there is one, or we would make it
-    place = printable(place_of(await trio.to_thread.run_sync(directory.resolve)))
+    await trio.to_thread.run_sync(read_identity, directory)  # there is one, or we would make it
     async with (
         open_services(settings, settings.io_timeout) as services,
         open_snapshots(services.catalog.reader, settings.io_timeout) as snapshots,
         _following(services, snapshots),
     ):
-        if not force:
-            await _check_elsewhere(services, identity.holder, place)
-        options = journal_options(settings, directory, lock_patience=0)
+        options = journal_options(settings, directory, force=force, lock_patience=0)
         async with open_writing(services, snapshots, options) as written:
             before = written.left()
             problem = await _drained(written, advance)
             with trio.move_on_after(_LAST_LOOK_SECONDS):
                 await snapshots.refreshed()  # then what is committed leaves the journal, and leases end
             return Replay(before - written.left(), _stayed(written, problem))
-
-
-async def _check_elsewhere(services: Services, journal: HolderId, place: str) -> None:
-    """Raise Conflict if this is the copy of a journal whose own process lives: it would commit these, too."""
-    for holder in await services.catalog.leases.holders():
-        if holder.id == journal and holder.place != place and not holder.expired:
-            raise Conflict(
-                f"{place}: this journal was in use as {holder.place} within the last minutes; make sure that "
-                "it is not any more, then use --force"
-            )
 
 
 @asynccontextmanager

@@ -43,17 +43,19 @@ _DRAIN_PAUSE = 1.0
 @dataclass(frozen=True, slots=True)
 class JournalOptions:
     """Where a journal is and how it is used. *patience*: seconds a writer waits for others; *lock_patience*:
-    … and this process for another to leave the journal."""
+    … and this process for another to leave the journal. *force*: even if it may be the copy of one that is in
+    use elsewhere."""
 
     directory: Path
     size: int
     batches: BatchLimits
     patience: float
     lock_patience: float
+    force: bool
 
 
 def journal_options(
-    settings: Settings, directory: Path, lock_patience: float | None = None
+    settings: Settings, directory: Path, *, force: bool, lock_patience: float | None = None
 ) -> JournalOptions:
     """Return how the settings want the journal in *directory* to be used."""
     patience = settings.io_timeout
@@ -63,6 +65,7 @@ def journal_options(
         BatchLimits(settings.batch_bytes, settings.batch_age),
         patience,
         patience if lock_patience is None else lock_patience,
+        force,
     )
 
 
@@ -135,7 +138,8 @@ async def open_writing(
 ) -> AsyncIterator[Written]:
     """Open the journal with what an earlier mount has left in it, and commit in the background.
 
-    Raises Conflict (another process has it), Invalid (of another installation), Unavailable, Corrupt.
+    Raises Conflict (another process has it, or the journal that it is a copy of), Invalid (of another
+    installation), Unavailable, Corrupt.
     """
     catalog, counters = services.catalog, services.counters
     installation = await catalog.registry.installation()
@@ -146,7 +150,7 @@ async def open_writing(
         quota = Quota(store, options.size, options.patience, counters)
         journal = Journal(store, entries, leases, snapshots, quota, options.patience, counters)
         replayed = await trio.to_thread.run_sync(replay, store)
-        await reconcile(replayed, store, journal, catalog.uploads, catalog.leases)
+        await reconcile(replayed, store, journal, catalog.uploads, catalog.leases, force=options.force)
         if len(entries):
             log.info("%s: %d files of an earlier mount", options.directory, len(entries))
         async with (
@@ -157,7 +161,7 @@ async def open_writing(
             nursery.start_soon(leases.keep)
             nursery.start_soon(_keep_sweeping, services)
             yield Written(journal, committer, counters, options.directory, options.patience)
-        await _leave(journal, services)
+        await _leave(journal)
 
 
 def _allow_many_files() -> None:
@@ -200,7 +204,7 @@ async def _keep_sweeping(services: Services) -> None:
         await trio.sleep(_SWEEP_SECONDS)
 
 
-async def _leave(journal: Journal, services: Services) -> None:
+async def _leave(journal: Journal) -> None:
     """Give back keys that nothing needs; they would expire anyway."""
     try:
         left = [entry for entry in journal.entries if entry.state is not EntryState.COMMITTED]
@@ -208,6 +212,6 @@ async def _leave(journal: Journal, services: Services) -> None:
             for dataset in {entry.dataset_id for entry in left}:
                 await journal.leases.release_unused(dataset)
         else:
-            await services.catalog.leases.dismiss(journal.leases.holder)
+            await journal.leases.dismiss()
     except Datas3tError as exc:
         log.warning("leases are left to expire: %s", exc)

@@ -16,11 +16,15 @@ from datas3tfs.core.names import KEY_LIMIT, printable
 from datas3tfs.core.spans import Span
 from datas3tfs.errors import Conflict, Invalid
 
+# $4: only if it is not alive at another place; then nothing is returned.
 _ENROL = """
-    INSERT INTO lease_holders (id, place, expires_at) VALUES ($1, $2, now() + $3)
+    INSERT INTO lease_holders AS known (id, place, expires_at) VALUES ($1, $2, now() + $3)
     ON CONFLICT (id) DO UPDATE
         SET place = excluded.place, renewed_at = now(), expires_at = excluded.expires_at
+        WHERE NOT $4 OR known.place = excluded.place OR known.expires_at < now()
+    RETURNING true
 """
+_PLACE = "SELECT place FROM lease_holders WHERE id = $1"
 # The last claim that begins at or before the key, and what it is for.
 _WHO = """
     SELECT c.first_key, c.last_key, l.id AS lease_id, l.holder, l.accepted, u.id AS upload_id,
@@ -60,7 +64,7 @@ _HOLDERS = """
 """
 
 # dismiss, statement by statement: all locks first, in order, as its deletions may be waited for.
-_LOCK_FOR_GOOD = "SELECT true FROM lease_holders WHERE id = $1 FOR UPDATE"
+_LOCK_FOR_GOOD = "SELECT true FROM lease_holders WHERE id = $1 AND place = coalesce($2, place) FOR UPDATE"
 _DISOWN = "UPDATE datarange_uploads SET lease_holder = NULL WHERE lease_holder = $1 RETURNING id"
 _LOCK_DATASETS = """
     SELECT id FROM datasets WHERE id IN (SELECT dataset_id FROM key_leases WHERE holder = $1)
@@ -150,12 +154,16 @@ class PostgresLeases:
         self._database = database
         self._lifetime = timedelta(seconds=database.settings.lease_lifetime)
 
-    async def enrol(self, holder: HolderId, place: str) -> None:
-        """Make the journal at *place* known as *holder*, or put off its expiry. Raises Invalid."""
+    async def enrol(self, holder: HolderId, place: str, *, alone: bool = False) -> None:
+        """Make the journal at *place* known as *holder*, or put off its expiry. Raises Invalid; *alone*:
+        Conflict if it is alive at another place."""
         rows.check_holder(holder)
 
         async def work(session: Session) -> None:
-            await session.value(_ENROL, holder, printable(place), self._lifetime)
+            if not await session.value(_ENROL, holder, printable(place), self._lifetime, alone):
+                raise Conflict(
+                    f"it was in use as {await session.value(_PLACE, holder)} within the last minutes"
+                )
 
         await self._database.change(f"journal {holder}", work, repeat=True)
 
@@ -223,8 +231,8 @@ class PostgresLeases:
 
         return [rows.holder(row) for row in await self._database.read("journals", work)]
 
-    async def dismiss(self, holder: HolderId) -> None:
-        """Free all that *holder* leases, accepted or not, and forget it; it may be unknown.
+    async def dismiss(self, holder: HolderId, place: str | None = None) -> None:
+        """Free all that *holder* leases, accepted or not, and forget it, if it is known (at *place*).
 
         Its uploads in flight are abandoned, and their keys freed, too.
         """
@@ -232,7 +240,7 @@ class PostgresLeases:
 
         async def work(session: Session) -> None:
             await claims.bound_idleness(session)
-            if await session.value(_LOCK_FOR_GOOD, holder):
+            if await session.value(_LOCK_FOR_GOOD, holder, None if place is None else printable(place)):
                 uploads = [row["id"] for row in await session.rows(_DISOWN, holder)]
                 await session.rows(_LOCK_DATASETS, holder)
                 await session.value(ABANDON_THESE, uploads)

@@ -77,7 +77,10 @@ def replay_journals(
     ctx: typer.Context,
     directory: Directory = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Even if it was in use on another machine minutes ago.")
+        bool,
+        typer.Option(
+            "--force", help="Even if it was in use elsewhere minutes ago, or files may be outdated."
+        ),
     ] = False,
     as_json: JsonFlag = False,
 ) -> None:

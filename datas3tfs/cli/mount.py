@@ -33,6 +33,10 @@ JournalDir = Annotated[
 CacheSize = Annotated[
     str | None, typer.Option(help="How large the cache may be, e.g. 10GiB.", show_default="10GiB")
 ]
+Force = Annotated[
+    bool,
+    typer.Option("--force", help="Even if the journal was in use elsewhere, or its files may be outdated."),
+]
 JournalSize = Annotated[str | None, typer.Option(help="How much may wait there.", show_default="10GiB")]
 BatchBytes = Annotated[str | None, typer.Option(help="Commit when so much waits …", show_default="64MiB")]
 BatchAge = Annotated[
@@ -72,6 +76,7 @@ def mount(
     batch_age: BatchAge = None,
     fsync: Fsync = None,
     io_timeout: IoTimeout = None,
+    force: Force = False,
     log_file: Annotated[Path | None, typer.Option(help="Where log lines go instead of stderr.")] = None,
 ) -> None:
     """Show datasets as directories until unmounted, or stopped by SIGTERM or Ctrl-C."""
@@ -87,6 +92,7 @@ def mount(
         None if read_only else kept,
         bucket,
         express,
+        force,
     )
     prepare(options.mountpoint)  # so that wrong usage is reported before anything else happens
 

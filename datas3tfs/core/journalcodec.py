@@ -42,11 +42,13 @@ _GONE = struct.Struct(">I")  # number of entries
 _BEGUN = struct.Struct(">qI")  # upload, number of entries
 
 _KIND_ACCEPTED, _KIND_RENAMED, _KIND_GONE, _KIND_BEGUN = 1, 2, 3, 4
-_HAS_CRC, _HAS_CONTENT = 1, 2  # flags of an accepted record
+_HAS_CRC, _HAS_CONTENT, _IS_DOUBTFUL = 1, 2, 4  # flags of an accepted record
 _HAS_REPLACED = 1  # flag of a renamed record
 
 SEGMENT_HEADER_SIZE = _SEGMENT.size + _CRC.size
 RECORD_HEADER_SIZE = _HEAD.size + _CRC.size
+# Bytes of an Accepted or Renamed record without content, at most: no dataset's name is longer than a file's.
+NOTE_LIMIT = RECORD_HEADER_SIZE + _ACCEPTED.size + 2 * NAME_LIMIT
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +63,13 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """Bytes that are no records. *torn*: the last ones, and of the kind an interrupted write leaves."""
+    """Bytes that are no records. *torn*: the last ones, and of the kind an interrupted write leaves. *about*:
+    the files that the lost records were about, as these say themselves, damaged as they are; None: any."""
 
     span: Span
     why: str
     torn: bool
+    about: tuple[Accepted, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +77,7 @@ class _Unreadable:
     why: str
     resume: int  # where the next record may start at the earliest
     torn: bool
+    about: tuple[Accepted, ...] | None = None
 
 
 class _Malformed(ValueError):
@@ -108,6 +113,11 @@ def encode(record: Record, seal: int, offset: int) -> list[bytes]:
     return [start, content] if content else [start]
 
 
+def note_bytes(dataset: str, name: str) -> int:
+    """Return how long an Accepted record about a file of that name is, without content."""
+    return RECORD_HEADER_SIZE + _ACCEPTED.size + len(dataset.encode()) + len(name.encode())
+
+
 def _payload(record: Record) -> tuple[int, bytes]:
     match record:
         case Accepted():
@@ -134,6 +144,7 @@ def _accepted_payload(record: Accepted) -> bytes:
         )
     dataset, name = _dataset_bytes(record.dataset), _name_bytes(record.name)
     flags = (0 if record.crc is None else _HAS_CRC) | (0 if content is None else _HAS_CONTENT)
+    flags |= _IS_DOUBTFUL if record.doubtful else 0
     fixed = _ACCEPTED.pack(
         record.entry,
         record.dataset_id,
@@ -178,27 +189,34 @@ def decode_segment(data: bytes, number: int, holder: HolderId) -> Iterator[Found
         return
     expected, seal = segment_header(number, holder), seal_of(number, holder)
     trouble: tuple[int, _Unreadable] | None = None
+    about: tuple[Accepted, ...] | None = ()
     at = len(expected)
     if not data.startswith(expected):
         _check_version(data)
         is_short = len(data) < len(expected) and expected.startswith(data)
         trouble = 0, _Unreadable("its header is not that of this segment of this journal", 0, is_short)
         at = _next_magic(data, 0)
+        about = () if at == len(expected) else None
     while at < len(data):
         step = _record_at(data, seal, at)
         if isinstance(step, Found):
             if trouble is not None:
-                yield Gap(Span(trouble[0], at), trouble[1].why, torn=False)
-                trouble = None
+                yield Gap(Span(trouble[0], at), trouble[1].why, torn=False, about=about)
+                trouble, about = None, ()
             yield step
             at = step.end
         else:
             trouble = trouble or (at, step)
             at = _next_magic(data, step.resume)
+            if at != step.resume or about is None or step.about is None:
+                about = None
+            else:
+                about = (*about, *step.about)
     if trouble is not None:
         start, cause = trouble
         # A file system may have made room for what it did not get to write before power was lost.
-        yield Gap(Span(start, len(data)), cause.why, cause.torn or not data[start:].strip(b"\0"))
+        is_torn = cause.torn or not data[start:].strip(b"\0")
+        yield Gap(Span(start, len(data)), cause.why, is_torn, about)
 
 
 def _check_version(data: bytes) -> None:
@@ -228,12 +246,27 @@ def _record_at(data: bytes, seal: int, at: int) -> Found | _Unreadable:
     if end > len(data):
         return _Unreadable("it ends in a record", len(data), torn=True)
     if crc32c(data[payload_start:end]) != payload_crc:
-        return _Unreadable("the checksum of a record does not match", end, torn=False)
+        about = _about(kind, data, payload_start, end)
+        return _Unreadable("the checksum of a record does not match", end, torn=False, about=about)
     try:
         record, content_size = _decode_payload(kind, data, payload_start, end)
     except (_Malformed, Invalid, UnicodeDecodeError, struct.error) as exc:
         return _Unreadable(f"a record makes no sense ({exc})", end, torn=False)
     return Found(record, Span(end - content_size, end), at, end)
+
+
+def _about(kind: int, data: bytes, start: int, end: int) -> tuple[Accepted, ...] | None:
+    """Return the files that a record with a damaged payload, and a whole header, is about; None: any.
+
+    An accepted record names its file twice, by number and by name, and says how long its parts are: damage
+    does not change all of that, so that it still fits. The others have nothing to tell damage by."""
+    if kind == _KIND_BEGUN:
+        return ()
+    try:
+        record, _ = _decode_payload(kind, data, start, end)
+    except (_Malformed, Invalid, UnicodeDecodeError, struct.error):
+        return None
+    return (record,) if isinstance(record, Accepted) and record.entry else None
 
 
 def _decode_payload(kind: int, data: bytes, start: int, end: int) -> tuple[Record, int]:
@@ -259,7 +292,7 @@ def _decode_accepted(data: bytes, start: int, end: int) -> tuple[Accepted, int]:
     name_start = start + _ACCEPTED.size + dataset_size
     content_start = name_start + name_size
     content_size = size if flags & _HAS_CONTENT else 0
-    if flags & ~(_HAS_CRC | _HAS_CONTENT) or content_start + content_size != end:
+    if flags & ~(_HAS_CRC | _HAS_CONTENT | _IS_DOUBTFUL) or content_start + content_size != end:
         raise _Malformed("an accepted file whose parts do not fit")
     if content_size > INLINE_LIMIT:
         raise _Malformed(f"{content_size} bytes of content")
@@ -271,6 +304,7 @@ def _decode_accepted(data: bytes, start: int, end: int) -> tuple[Accepted, int]:
         mtime_ns,
         size,
         crc if flags & _HAS_CRC else None,
+        doubtful=bool(flags & _IS_DOUBTFUL),
     )
     return record, content_size
 

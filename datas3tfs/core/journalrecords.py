@@ -25,6 +25,7 @@ class Accepted:
     size: int  # bytes of content
     crc: int | None  # CRC32C of the content; None: it is in a file of its own and was being changed
     content: bytes | None = None  # small content is in the record itself; None: in a file of its own
+    doubtful: bool = False  # copied from before a damaged part of the log, which may have said otherwise
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ import trio
 
 from datas3tfs.core.checksums import crc32c
 from datas3tfs.core.counters import Counters
+from datas3tfs.core.journalcodec import note_bytes
 from datas3tfs.core.journalrecords import Accepted, Place
 from datas3tfs.engine.backlog import Backlog
 from datas3tfs.engine.entries import Entries, Entry, EntryState, Safe
@@ -24,6 +25,7 @@ log = logging.getLogger(__name__)
 
 _CHECKSUM_TRIES = 3  # at a file that changes while it is read
 _COMPACT_SLACK = 256 * 1024 * 1024  # bytes of log that may be dead before the live ones are moved
+_STANDING_STILL = (EntryState.COMMITTING, EntryState.COMMITTED)
 
 
 class Accepting:
@@ -67,6 +69,7 @@ class Accepting:
             return False
         if content is None and crc is not None:
             entry.draft.learn_crc(crc)
+        entry.is_doubtful = False
         place = self._append(entry, entry.size, crc, entry.mtime_ns, content)
         if content is not None:
             entry.draft.rest_in_log(place)
@@ -94,6 +97,11 @@ class Accepting:
                 return crc
         return None
 
+    def is_promised(self, entry: Entry, offset: int) -> bool:
+        """Say whether the record of a content file of its own is about what is at *offset* or behind."""
+        safe = entry.safe
+        return safe is not None and not safe.inline and offset < safe.size
+
     def before_change(self, entry: Entry) -> None:
         """A content file is about to differ from its record: say so first. Raises Full, Unavailable."""
         safe = entry.safe
@@ -105,12 +113,12 @@ class Accepting:
         """Free log segments that a few long-lived entries keep; *slack* bytes of it may be dead. Raises Full,
         Unavailable."""
         slack = min(slack, _COMPACT_SLACK)
-        safe = [entry.safe for entry in self._entries if entry.safe is not None]
-        live = sum(one.size for one in safe if one.inline)
+        live = sum(_bytes_in_log(entry) for entry in self._entries)
         while self._store.log_bytes > 2 * live + slack:
             oldest = self._store.oldest()
             stuck = [e for e in self._entries if e.safe is not None and e.safe.place.segment == oldest]
-            if not stuck or any(entry.state is EntryState.COMMITTING for entry in stuck):
+            # What is committed leaves by itself: behind the note that it is gone, it would be there again.
+            if not stuck or any(entry.state in _STANDING_STILL for entry in stuck):
                 return
             try:
                 for entry in stuck:
@@ -131,10 +139,16 @@ class Accepting:
     ) -> Place:
         """Append what makes an entry safe, in place of what did before; return its place. *content*: None if
         it has a file of its own."""
-        place = self._store.append(
-            Accepted(entry.id, entry.dataset_id, entry.dataset, entry.name, mtime_ns, size, crc, content)
-        )
+        of = entry.id, entry.dataset_id, entry.dataset, entry.name
+        place = self._store.append(Accepted(*of, mtime_ns, size, crc, content, doubtful=entry.is_doubtful))
         if entry.safe is not None:
             self._store.drop(entry.safe.place)
         entry.safe = Safe(place, content is not None, size, crc, mtime_ns)
         return place
+
+
+def _bytes_in_log(entry: Entry) -> int:
+    """Return how long the record is that makes an entry safe."""
+    if entry.safe is None:
+        return 0
+    return note_bytes(entry.dataset, entry.name) + (entry.safe.size if entry.safe.inline else 0)

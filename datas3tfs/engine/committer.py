@@ -46,7 +46,8 @@ _LARGE_AT_ONCE = 2  # attempts at single large files, besides
 _WAVE_LIMIT = 32  # batches in a wave: who needs a commit just after it has begun waits for its end
 _COUNT_LIMIT = 100_000  # datapoints in a datarange, for the time a listing's first look at it takes
 _PATIENCE = 4  # times the batch age: so long may a run wait for its neighbours
-_MANY_RUNS = 16  # more than this: keys arrive in no order, and what is missing between them may come yet
+_MANY_RUNS = 16  # more than this: keys arrive in no order, and what is missing between them may come yet …
+_SCATTERED_PATIENCE = 12  # … for so many times the batch age, if they go on arriving
 _PAUSE_SECONDS = 0.25  # between looks at a dataset with nothing to commit yet
 
 
@@ -67,6 +68,7 @@ class _Queue:
     retry_at: float = 0.0
     pause: float = _RETRY_FIRST
     next_look: float = 0.0
+    scattered_until: float = 0.0  # until then is waited for what is missing, unless somebody is in a hurry
 
 
 @dataclass(slots=True)
@@ -180,17 +182,20 @@ class Committer:
 
     def _due(self, dataset_id: DatasetId, queue: _Queue) -> float:
         pending = self._journal.backlog.pending(dataset_id)
-        hurry = self._draining or not self._journal.quota.has_room(0) or pending.bytes >= self._limits.size
+        hurry = self._is_hurried() or pending.bytes >= self._limits.size
         due = pending.oldest + (0 if hurry else self._limits.age)
         # Who waits for room has less patience than the longest pause.
         is_pressing = self._journal.quota.is_awaited
         retry_at = min(queue.retry_at, queue.failed_at + _RETRY_FIRST) if is_pressing else queue.retry_at
-        return max(retry_at, queue.next_look, due)
+        return max(retry_at, queue.next_look, due, 0.0 if self._is_hurried() else queue.scattered_until)
+
+    def _is_hurried(self) -> bool:
+        return self._draining or not self._journal.quota.has_room(0)
 
     async def _wave(self, dataset_id: DatasetId, queue: _Queue) -> None:
         try:
             await self._accept_demanded(dataset_id)
-            batches = self._plan(dataset_id)
+            batches = self._plan(dataset_id, queue)
             await self._commit_batches(batches[:_WAVE_LIMIT], queue)
             self._compact()
             # What could not be taken now (being renamed, written on) is looked for again soon.
@@ -214,17 +219,18 @@ class Committer:
                     entry.problem = exc
                     entry.wake()
 
-    def _plan(self, dataset_id: DatasetId) -> list[list[Entry]]:
-        now = trio.current_time()
-        hurry = self._draining or not self._journal.quota.has_room(0)
+    def _plan(self, dataset_id: DatasetId, queue: _Queue) -> list[list[Entry]]:
+        now, hurry = trio.current_time(), self._is_hurried()
         settled = now - min(_SETTLE_SECONDS, self._limits.age)
         old = now - _PATIENCE * self._limits.age
         ready: list[Entry] = []
         forced: set[Entry] = set()
         unfinished: set[int] = set()
+        latest = -math.inf
         for entry in self._journal.entries.in_order(dataset_id):
             demanded = entry in self._demanded
             quiet = not entry.writers and (hurry or entry.quiet_since <= settled)
+            latest = max(latest, entry.quiet_since)
             if entry.is_committable and (demanded or quiet):
                 ready.append(entry)
                 if demanded or hurry or entry.quiet_since <= old:
@@ -238,11 +244,26 @@ class Committer:
             unfinished=unfinished,
             forced=forced,
         )
-        is_scattered = len(batches) > _MANY_RUNS and len(unfinished) > 0
-        enough = sum(entry.size for entry in ready) >= self._limits.size
-        if is_scattered and not forced and not enough:
-            return []
-        return sorted(batches, key=lambda batch: not any(entry in self._demanded for entry in batch))
+        queue.scattered_until = 0.0
+        if len(batches) > _MANY_RUNS and not hurry:
+            batches = self._worth_it(batches, queue, latest)
+        return sorted(batches, key=lambda batch: not self._is_demanded(batch))
+
+    def _worth_it(self, batches: list[list[Entry]], queue: _Queue, latest: float) -> list[list[Entry]]:
+        """Of many short runs, return those that somebody waits for and those that are long, if what is
+        missing between the others may come yet; *latest* is when the last file came."""
+        oldest = min(entry.quiet_since for batch in batches for entry in batch)
+        until = min(latest + self._limits.age, oldest + _SCATTERED_PATIENCE * self._limits.age)
+        if until <= trio.current_time():
+            return batches
+        queue.scattered_until = until
+        return [batch for batch in batches if self._is_demanded(batch) or self._is_full(batch)]
+
+    def _is_demanded(self, batch: Sequence[Entry]) -> bool:
+        return any(entry in self._demanded for entry in batch)
+
+    def _is_full(self, batch: Sequence[Entry]) -> bool:
+        return sum(entry.size for entry in batch) >= self._limits.size
 
     async def _commit_batches(self, batches: Iterable[list[Entry]], queue: _Queue) -> None:
         """Attempt all batches; return when the small ones have ended.

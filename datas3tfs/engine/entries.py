@@ -52,9 +52,14 @@ class Entry:
     linked: bool = True  # it has a name; False: unlinked, or never got one
     safe: Safe | None = None  # None: not accepted yet
     changed: bool = True  # there is something that the accepted record does not say
+    synced: bool = (
+        False  # a loss of power may leave the accepted record, and a content file of its own as it is
+    )
+    is_doubtful: bool = False  # a lost record may have said otherwise than its own
     busy: int = 0  # how many are at it in a way that forbids to begin a commit
     writers: int = 0  # handles that may write
     handles: int = 0  # all handles
+    room: int = 0  # bytes that the quota counts for it
     quiet_since: float = 0.0  # when it was last accepted or released by a writer
     state: EntryState = EntryState.JOURNALED
     problem: Datas3tError | None = None  # why it is refused, or what the last attempt failed of

@@ -16,6 +16,7 @@ from collections.abc import Iterable
 import trio
 
 from datas3tfs.core.counters import Counters
+from datas3tfs.core.journalcodec import NOTE_LIMIT
 from datas3tfs.core.journalrecords import EntryId, Gone, Renamed
 from datas3tfs.core.model import Dataset, DatasetId
 from datas3tfs.core.names import check_file_name, is_temporary, parse_datapoint_name
@@ -25,7 +26,7 @@ from datas3tfs.engine.backlog import Backlog
 from datas3tfs.engine.draft import Draft
 from datas3tfs.engine.entries import Entries, Entry, EntryState
 from datas3tfs.engine.leases import KeyLeases
-from datas3tfs.engine.quota import Quota
+from datas3tfs.engine.quota import Quota, growth_of
 from datas3tfs.engine.snapshot import Snapshots
 from datas3tfs.errors import Conflict, Datas3tError, Forbidden, NotFound, Unavailable
 from datas3tfs.ports import JournalStore
@@ -33,6 +34,7 @@ from datas3tfs.ports import JournalStore
 log = logging.getLogger(__name__)
 
 _SECOND = 1_000_000_000
+_STANDING_STILL = (EntryState.COMMITTING, EntryState.COMMITTED)
 _ACCEPT_SECONDS = 5.0  # between attempts to make safe what was closed while Postgres, or the disk, said no
 
 
@@ -65,23 +67,34 @@ class Journal:
         """Make an empty file, open for one writer. Raises Invalid (name), Conflict (key taken), Full,
         Unavailable."""
         check_file_name(name)
+        await self._make_room(2 * NOTE_LIMIT)
         if self.entries.named(dataset.id, name) is not None:
             raise Conflict(f"{name}: it exists already")
         entry = self._new(dataset, name)
-        if entry.key is None:
-            self.entries.add(entry)
-        else:
-            await self._check_free(dataset, entry.key, name)
-            if self.leases.is_at_hand(dataset.id, entry.key):
-                self._add(entry, entry.key)
-            else:
-                async with self.leases.holding(dataset.id, entry.key):
-                    self._add(entry, entry.key)
+        self.quota.count(entry)
+        try:
+            await self._add(entry, dataset)
+        except BaseException:
+            entry.linked = False
+            self.quota.count(entry)
+            raise
         self.opened(entry, writable=True)
         self._counters.add("journal.create")
         return entry
 
-    def _add(self, entry: Entry, key: int) -> None:
+    async def _add(self, entry: Entry, dataset: Dataset) -> None:
+        key = entry.key
+        if key is None:
+            self.entries.add(entry)
+            return
+        await self._check_free(dataset, key, entry.name)
+        if self.leases.is_at_hand(dataset.id, key):
+            self._add_datapoint(entry, key)
+        else:
+            async with self.leases.holding(dataset.id, key):
+                self._add_datapoint(entry, key)
+
+    def _add_datapoint(self, entry: Entry, key: int) -> None:
         if self.entries.at_key(entry.dataset_id, key) is not None:
             raise Conflict(f"{entry.name}: datapoint {key} is being created already")
         self.entries.add(entry)
@@ -135,41 +148,66 @@ class Journal:
 
     async def write(self, entry: Entry, offset: int, data: bytes) -> None:
         """Write into a file. Raises Forbidden (committed), Full, Unavailable."""
-        draft = entry.draft
-        growth = max(0, offset + len(data) - draft.size)
-        if not self.quota.has_room(growth):
-            await self._make_room(growth)
-        if entry.state is not EntryState.JOURNALED:
-            await self.settled(entry)
-        self._accepting.before_change(entry)
-        before = draft.file_bytes
+        stop = offset + len(data)
+        growth = growth_of(entry, max(stop, entry.size))
+        if entry.state is not EntryState.JOURNALED or not self.quota.has_room(growth):
+            await self._ready(entry, stop)
+        while entry.synced and self._accepting.is_promised(entry, offset):
+            await self._give_up_synced(entry)
+            await self._ready(entry, stop)
         try:
-            draft.write(offset, data)
+            self._accepting.before_change(entry)
+            entry.draft.write(offset, data)
         finally:
-            self.quota.files_grew(draft.file_bytes - before)
+            self.quota.count(entry)
         entry.mtime_ns = time.time_ns()
 
     async def truncate(self, entry: Entry, size: int) -> None:
         """Cut or extend a file. Raises Forbidden (committed), Full, Unavailable."""
-        growth = max(0, size - entry.size)
-        if not self.quota.has_room(growth):
-            await self._make_room(growth)
-        await self.settled(entry)
-        self._accepting.before_change(entry)
-        before = entry.draft.file_bytes
+        await self._ready(entry, size, cut=True)
+        while entry.synced and self._accepting.is_promised(entry, size):
+            await self._give_up_synced(entry)
+            await self._ready(entry, size, cut=True)
         try:
+            self._accepting.before_change(entry)
             entry.draft.truncate(size)
         finally:
-            self.quota.files_grew(entry.draft.file_bytes - before)
+            self.quota.count(entry)
         entry.mtime_ns = time.time_ns()
 
     async def touch(self, entry: Entry, mtime_ns: int) -> None:
-        """Set a file's modification time. Raises Forbidden (committed)."""
+        """Set a file's modification time. Raises Forbidden (committed), Full, Unavailable."""
         await self.settled(entry)
         mtime_ns = clamped_time(mtime_ns)
         if entry.mtime_ns // _SECOND != mtime_ns // _SECOND:
+            await self._ready(entry, 0)
             entry.mtime_ns = mtime_ns
             entry.changed = True
+            self.quota.count(entry)
+
+    async def _ready(self, entry: Entry, stop: int, *, cut: bool = False) -> None:
+        """Wait until a file may be changed, and has room for being so up to *stop*; *cut*: nothing is left
+        behind that. Raises Forbidden (committed), Full, Unavailable."""
+        has_waited = False
+        while True:
+            if entry.state in _STANDING_STILL:
+                await self.settled(entry)
+            growth = growth_of(entry, stop if cut else max(stop, entry.size))
+            if growth <= 0 or self.quota.has_room(growth) or (has_waited and self.quota.fits(growth)):
+                return
+            await self._make_room(growth)
+            has_waited = True
+
+    async def _give_up_synced(self, entry: Entry) -> None:
+        """Make it survive a loss of power that a file is being changed in place: with half of the change, and
+        its old checksum, it would be taken for damaged. Raises Full, Unavailable."""
+        self._accepting.before_change(entry)
+        entry.synced = False
+        try:
+            await trio.to_thread.run_sync(self.store.sync)
+        except BaseException:
+            entry.synced = True
+            raise
 
     async def accept_unless_open(self, entry: Entry) -> None:
         """Make a change safe that no close() will follow. Raises as `accept` does."""
@@ -178,12 +216,16 @@ class Journal:
 
     async def accept(self, entry: Entry) -> None:
         """Make what was written safe. Raises Unavailable (also if the key was lost), Full, Corrupt."""
-        await self._accepting.accept(entry)
+        try:
+            await self._accepting.accept(entry)
+        finally:
+            self.quota.count(entry)
 
     async def sync(self, entry: Entry) -> None:
         """Make a file survive a loss of power, here. Raises as `accept` does."""
         await self.accept(entry)
         if entry.state is not EntryState.COMMITTED:
+            entry.synced = True
             await trio.to_thread.run_sync(entry.draft.sync)
             await trio.to_thread.run_sync(self.store.sync)
 
@@ -191,6 +233,7 @@ class Journal:
         """Make everything accepted survive a loss of power, here. Raises Unavailable."""
         for entry in self.entries:
             if entry.draft.is_own_file and entry.linked:
+                entry.synced = True
                 await trio.to_thread.run_sync(entry.draft.sync)
         await trio.to_thread.run_sync(self.store.sync)
 
@@ -212,6 +255,9 @@ class Journal:
         check_file_name(name)
         if (entry.dataset_id, entry.name) == (dataset.id, name):
             return
+        growth = (1 + is_temporary(name) - (entry.key is None)) * NOTE_LIMIT
+        await self._make_room(growth)
+        self.quota.reserve(growth)
         replaced = self.entries.named(dataset.id, name)
         busy: list[Entry] = []
         try:
@@ -224,6 +270,7 @@ class Journal:
                 await self.accept(entry)  # else nothing would be left by a crash
             await self._rename_datapoint(entry, replaced, dataset, name)
         finally:
+            self.quota.reserve(-growth)
             for one in busy:
                 one.busy -= 1
                 one.wake()
@@ -256,7 +303,8 @@ class Journal:
         self.entries.remove(entry)
         entry.call(dataset.id, dataset.name, name)
         self.entries.add(entry)
-        entry.problem, entry.state = None, EntryState.JOURNALED
+        self.quota.count(entry)
+        entry.problem, entry.state, entry.is_doubtful = None, EntryState.JOURNALED, False
         entry.quiet_since = trio.current_time()
 
     async def settled(self, entry: Entry) -> None:
@@ -281,7 +329,7 @@ class Journal:
     def adopt(self, entry: Entry) -> None:
         """Put an entry in that an earlier process has left."""
         self.entries.add(entry)
-        self.quota.files_grew(entry.draft.file_bytes)
+        self.quota.count(entry)
         self.number_after(entry.id)
         self.backlog.note(entry)
 
@@ -298,6 +346,7 @@ class Journal:
     def compact(self) -> None:
         """Free log segments that a few long-lived entries keep. Raises Full, Unavailable."""
         self._accepting.compact(self.quota.limit // 4)
+        self.quota.freed()
 
     def _new(self, dataset: Dataset, name: str) -> Entry:
         number = EntryId(self._next_id)
@@ -326,18 +375,19 @@ class Journal:
         self.quota.freed()
 
     def _let_go(self, entry: Entry) -> None:
+        self.quota.count(entry)
         if entry.handles:
             return
         entry.draft.park()
         if not entry.linked:
-            self.quota.files_grew(-entry.draft.file_bytes)
             try:
                 entry.draft.close()
             except Datas3tError as exc:
                 log.warning("%s/%s: its content stays for the next mount: %s", entry.dataset, entry.name, exc)
 
     async def _make_room(self, growth: int) -> None:
-        if self.quota.used + growth > self.quota.limit:
-            self.compact()
-        self.backlog.poke()
-        await self.quota.wait(growth)
+        if growth > 0 and not self.quota.has_room(growth):
+            if not self.quota.fits(growth):
+                self.compact()
+            self.backlog.poke()
+            await self.quota.wait(growth)

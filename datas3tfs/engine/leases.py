@@ -149,7 +149,7 @@ class KeyLeases:
                 if enrolled:
                     raise
                 # A holder that was not heard of for long (a suspended machine) and held nothing is forgotten.
-                await self._leases.enrol(self._holder, self._place)
+                await self._enrol()
                 enrolled = True
             except Conflict:
                 if trio.current_time() > deadline or await self._is_committed(dataset_id, wanted.start):
@@ -174,7 +174,7 @@ class KeyLeases:
             await self._leases.accept(self._holder, dataset_id, key)
         except Conflict:
             # It has expired (a suspended machine); if nobody has taken it since, it can be ours again.
-            await self._leases.enrol(self._holder, self._place)
+            await self._enrol()
             await self._leases.take(self._holder, dataset_id, only, accepted=True)
         self.know(dataset_id, only, accepted=True)
 
@@ -216,11 +216,27 @@ class KeyLeases:
             await trio.sleep(_IDLE_SECONDS / 2)
             try:
                 if trio.current_time() - renewed >= _RENEW_SECONDS:
-                    await self._leases.enrol(self._holder, self._place)
-                    renewed = trio.current_time()
+                    renewed = await self._renewed()
                 await self.release_idle()
             except Datas3tError as exc:
                 log.debug("leases could not be looked after yet: %s", exc)
+
+    async def _renewed(self) -> float:
+        """Renew; return when. Raises Unavailable."""
+        try:
+            await self._enrol()
+        except Conflict as exc:
+            log.error("%s: there is a copy of this journal, which has taken its place: %s", self._place, exc)
+        return trio.current_time()
+
+    async def _enrol(self) -> None:
+        """Put off expiry. Raises Conflict if a copy of the journal has been opened when this one was thought
+        to be dead: it has the leases then, and they are not taken back."""
+        await self._leases.enrol(self._holder, self._place, alone=True)
+
+    async def dismiss(self) -> None:
+        """Give everything back, unless a copy of the journal has it now. Raises Unavailable."""
+        await self._leases.dismiss(self._holder, self._place)
 
     async def release_idle(self) -> None:
         """Give back keys without an entry that were not taken of late. Raises Unavailable."""

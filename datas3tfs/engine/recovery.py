@@ -26,6 +26,11 @@ from datas3tfs.ports import JournalStore, Leases, Uploads
 
 log = logging.getLogger(__name__)
 
+OUTDATED = (
+    "perhaps outdated: a damaged part of the log may have held a newer version, or said that it was removed "
+    "(rename or rewrite it, or replay with --force, if it is wanted)"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Found:
@@ -34,6 +39,7 @@ class Found:
     says: Accepted  # without content
     place: Place
     inline: bool
+    last: Place  # of the last record about it, which may be one of another name
 
 
 @dataclass(slots=True)
@@ -51,13 +57,19 @@ class Replayed:
         self._forget(found.says.entry)
         self._name(found)
 
-    def rename(self, record: Renamed) -> None:
+    def rename(self, record: Renamed, place: Place) -> None:
         """Take in a Renamed record."""
         old = self.files.get(record.entry)
         if old is not None:
             self._unname(old)
-            says = replace(old.says, dataset_id=record.dataset_id, dataset=record.dataset, name=record.name)
-            self._name(replace(old, says=says))
+            says = replace(
+                old.says,
+                dataset_id=record.dataset_id,
+                dataset=record.dataset,
+                name=record.name,
+                doubtful=False,  # who gave it that name knew it
+            )
+            self._name(replace(old, says=says, last=place))
         elif record.replaced is not None:
             # Its own record went with the beginning of the log: a later one says what became of it.
             self._forget(record.replaced)
@@ -106,9 +118,9 @@ def replay(store: JournalStore) -> Replayed:
             case Accepted():
                 # One of no bytes may have had a file of its own, which is as empty.
                 inline = record.crc is not None and place.size == record.size
-                replayed.accept(Found(record, place, inline))
+                replayed.accept(Found(record, place, inline, place))
             case Renamed():
-                replayed.rename(record)
+                replayed.rename(record, place)
             case Gone():
                 replayed.remove(record.entries)
             case Begun():
@@ -117,15 +129,31 @@ def replay(store: JournalStore) -> Replayed:
 
 
 async def reconcile(
-    replayed: Replayed, store: JournalStore, journal: Journal, uploads: Uploads, leases: Leases
+    replayed: Replayed,
+    store: JournalStore,
+    journal: Journal,
+    uploads: Uploads,
+    leases: Leases,
+    *,
+    force: bool = False,
 ) -> None:
-    """Put what is left into *journal*, its keys held; finish what was committed. Raises Unavailable."""
-    await leases.enrol(store.holder, store.place)
+    """Put what is left into *journal*, its keys held; finish what was committed.
+
+    Raises Unavailable; and Conflict, before anything is touched, if this may be the copy of a journal that is
+    in use, unless *force*: what that one is uploading would be abandoned, and its keys given up.
+    """
+    try:
+        await leases.enrol(store.holder, store.place, alone=not force)
+    except Conflict as exc:
+        raise Conflict(
+            f"{store.place}: this may be the copy of a journal: {exc}; make sure that it is not any more, "
+            "then use --force"
+        ) from exc
     await _settle_uploads(replayed, store, uploads)
     for place in replayed.superseded:
         store.drop(place)
     journal.number_after(EntryId(max(replayed.last, *store.contents(), 0)))
-    for entry in await trio.to_thread.run_sync(_entries, replayed, store):
+    for entry in await trio.to_thread.run_sync(_entries, replayed, store, force):
         if entry.key is None or journal.entries.at_key(entry.dataset_id, entry.key) is None:
             journal.adopt(entry)
         else:  # a damaged log has lost the record of the older one's end
@@ -147,13 +175,14 @@ async def _settle_uploads(replayed: Replayed, store: JournalStore, uploads: Uplo
             log.info("%d datapoints had been committed already", len(entries))
 
 
-def _entries(replayed: Replayed, store: JournalStore) -> list[Entry]:
+def _entries(replayed: Replayed, store: JournalStore, force: bool) -> list[Entry]:
     """Return the entries of what was found, the last in the log first."""
-    return [entry_of(store, found) for found in reversed(replayed.files.values())]
+    return [entry_of(store, found, force=force) for found in reversed(replayed.files.values())]
 
 
-def entry_of(store: JournalStore, found: Found) -> Entry:
-    """Return the entry of an accepted file; refused if its content is not there."""
+def entry_of(store: JournalStore, found: Found, *, force: bool) -> Entry:
+    """Return the entry of an accepted file; refused if its content is not there or, unless *force*, if there
+    may have been a newer one."""
     says = found.says
     problem: Datas3tError | None = None
     try:
@@ -169,9 +198,19 @@ def entry_of(store: JournalStore, found: Found) -> Entry:
     entry = Entry(says.entry, says.dataset_id, says.dataset, says.name, draft, says.mtime_ns)
     entry.safe = Safe(found.place, found.inline, says.size, says.crc, says.mtime_ns)
     entry.changed = False
+    entry.synced = not found.inline  # that process may have done it
+    if problem is None and not force and is_doubtful(store, found):
+        log.error("%s/%s: kept in the journal, but %s", says.dataset, says.name, OUTDATED)
+        problem, entry.is_doubtful = Corrupt(OUTDATED), True
     if problem is not None:
         entry.state, entry.problem = EntryState.REFUSED, problem
     return entry
+
+
+def is_doubtful(store: JournalStore, found: Found) -> bool:
+    """Say whether a record is missing that may have said something else of a file since. To be asked after a
+    replay."""
+    return found.says.doubtful or store.may_be_outdated(found.says, found.last)
 
 
 def _remove_orphans(store: JournalStore, replayed: Replayed) -> None:

@@ -12,12 +12,13 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from datas3tfs.core.journalcodec import Gap
 from datas3tfs.core.journalrecords import Accepted, Place, Record
 from datas3tfs.core.model import HolderId
-from datas3tfs.errors import Unavailable
+from datas3tfs.errors import Full, Unavailable
 from datas3tfs.journal.files import failing
 from datas3tfs.journal.segments import (
     DAMAGED,
@@ -30,6 +31,24 @@ from datas3tfs.journal.segments import (
 from datas3tfs.journal.syncing import Unsynced
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Lost:
+    """Where records are missing, and about which files they were (None: any)."""
+
+    segment: int
+    offset: int
+    about: tuple[Accepted, ...] | None
+
+    def is_behind(self, place: Place) -> bool:
+        return (self.segment, self.offset) > (place.segment, place.offset)
+
+    def is_about(self, record: Accepted) -> bool:
+        return self.about is None or any(
+            lost.entry == record.entry or (lost.dataset_id, lost.name) == (record.dataset_id, record.name)
+            for lost in self.about
+        )
 
 
 class Log:
@@ -48,6 +67,8 @@ class Log:
         self._segments = {segment.number: segment for segment in self._found}  # ascending
         self._writer: SegmentWriter | None = None  # of the last segment
         self._is_replayed = not self._found
+        self._has_promised = False
+        self._lost: list[_Lost] = []
         self.bytes = sum(segment.size for segment in self._found)
         for segment in self._found:  # what a process wrote that was killed may not be on the disk
             unsynced.add_file(segment.path)
@@ -73,6 +94,7 @@ class Log:
         is_interrupted = gap.torn and segment is self._found[-1] and not segment.is_damaged
         if not is_interrupted:
             segment.is_damaged = True
+            self._lost.append(_Lost(segment.number, gap.span.start, gap.about))
             log.error(
                 "%s: damaged, %s are not used and the file will be kept: %s", segment.path, where, gap.why
             )
@@ -98,6 +120,10 @@ class Log:
         with failing(self._directory):
             aside = any(name.endswith(DAMAGED) for name in os.listdir(self._directory))
         return aside or bool(self.damaged())
+
+    def may_be_outdated(self, record: Accepted, place: Place) -> bool:
+        """Say whether a record behind *place* is missing that may have replaced *record*, or undone it."""
+        return any(lost.is_behind(place) and lost.is_about(record) for lost in self._lost)
 
     def append(self, record: Record) -> Place:
         """Append a record; return its place. Raises Full, Unavailable: nothing has changed then."""
@@ -166,12 +192,24 @@ class Log:
             if segment.needed or self._read_only:
                 return
             try:
+                self._make_up_for(segment)
                 segment.discard()
-            except Unavailable as exc:
+            except (Full, Unavailable) as exc:
                 log.warning("%s", exc)  # it is tried again with the next one
                 return
             self.bytes -= segment.size
             del self._segments[segment.number]
+
+    def _make_up_for(self, segment: Segment) -> None:
+        """Before a segment goes that may be all that a loss of power would leave of something: sync what is
+        there in its stead. Blocks, briefly where much is synced anyway. Raises Full, Unavailable."""
+        # Of those found, another process may have synced something. What is lost has been told, and stays so.
+        if (self._has_promised or segment in self._found) and not self._unsynced.has_lost():
+            self._unsynced.sync()
+
+    def promise(self) -> None:
+        """Say that something is about to be synced that must not be lost from then on."""
+        self._has_promised = True
 
     def oldest(self) -> int | None:
         """Return the number of the oldest segment that is only there for needed records."""

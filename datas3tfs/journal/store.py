@@ -79,6 +79,11 @@ class DiskJournal:
         asked after a replay. Raises Unavailable."""
         return self._log.has_gaps()
 
+    def may_be_outdated(self, record: Accepted, place: Place) -> bool:
+        """Say whether a record is missing that may have replaced *record*, or undone it: one behind *place*,
+        where the log says it for the last time. To be asked after a replay."""
+        return self._log.may_be_outdated(record, place)
+
     def append(self, record: Record) -> Place:
         """Append a record; return its place. Raises Full, Unavailable; the log is as before then.
         Raises Invalid if the record cannot be written. A full disk is kept from files first: what
@@ -133,6 +138,7 @@ class DiskJournal:
         """Make all that was appended survive a loss of power, and the names of content files; their
         bytes are JournalContent.sync's. Blocks for long. Raises Full, Unavailable."""
         self._writable()
+        self._log.promise()
         self._unsynced.sync()
 
     def close(self) -> None:
@@ -198,9 +204,10 @@ def _identity(directory: Path, installation: str | None) -> Identity:
 def _make(directory: Path) -> None:
     """Make a directory of ours, that nobody else may look into."""
     with failing(directory):
-        if not directory.is_dir():
-            directory.mkdir(parents=True, exist_ok=True, mode=DIRECTORY_MODE)
-            sync_directory(directory.parent)
+        missing = [path for path in (directory, *directory.parents) if not path.is_dir()]
+        directory.mkdir(parents=True, exist_ok=True, mode=DIRECTORY_MODE)
+        for path in reversed(missing):  # each is a name in the one above
+            sync_directory(path.parent)
     _check_owner(directory)
 
 

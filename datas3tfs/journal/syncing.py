@@ -37,6 +37,10 @@ class Unsynced:
         """Tell whether the disk failed to keep a part of a file."""
         return path in self._lost
 
+    def has_lost(self) -> bool:
+        """Tell whether the disk failed to keep a part of anything."""
+        return bool(self._lost)
+
     def sync(self) -> None:
         """Return when all that was added before the call is on the disk. A file that is gone needs not be.
         Raises Full, Unavailable: also later, for as long as a file is there of which a part is lost."""

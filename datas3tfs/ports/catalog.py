@@ -222,8 +222,9 @@ class Leases(Protocol):
     not accepted may be taken over by anybody; an accepted one never.
     """
 
-    async def enrol(self, holder: HolderId, place: str) -> None:
-        """Make the journal at *place* known as *holder*, or put off its expiry."""
+    async def enrol(self, holder: HolderId, place: str, *, alone: bool = False) -> None:
+        """Make the journal at *place* known as *holder*, or put off its expiry. *alone*: raises Conflict,
+        naming the place, if it is known at another and has not expired there; nothing changes then."""
         ...
 
     async def take(
@@ -255,9 +256,9 @@ class Leases(Protocol):
         """Return all journals that are known, by place."""
         ...
 
-    async def dismiss(self, holder: HolderId) -> None:
+    async def dismiss(self, holder: HolderId, place: str | None = None) -> None:
         """Free all that *holder* leases, accepted or not, abandon its uploads without giving their keys
-        back, and forget it; it may be unknown."""
+        back, and forget it; it may be unknown. With *place*: only if it is known as being there."""
         ...
 
     async def drop_expired(self) -> int:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Protocol
 
-from datas3tfs.core.journalrecords import EntryId, Place, Record
+from datas3tfs.core.journalrecords import Accepted, EntryId, Place, Record
 from datas3tfs.core.model import HolderId
 
 
@@ -73,6 +73,11 @@ class JournalStore(Protocol):
     def has_gaps(self) -> bool:
         """Say whether records are missing, from the log or from what was put aside of it as damaged. To be
         asked after `records`. Raises Unavailable."""
+        ...
+
+    def may_be_outdated(self, record: Accepted, place: Place) -> bool:
+        """Say whether a record is missing that may have replaced *record*, or undone it: one behind *place*,
+        where the log says it for the last time. To be asked after `records`."""
         ...
 
     def append(self, record: Record) -> Place:

@@ -40,6 +40,29 @@ async def test_holders_are_listed_with_what_they_hold(enrolled: World) -> None:
     assert (mine.id, mine.place, mine.leases) == (ME, "zoo:/\\x1b[2J", 2)
 
 
+async def test_a_holder_that_is_alive_at_another_place_is_left_alone(enrolled: World) -> None:
+    leases = enrolled.there.leases
+    await enrolled.take(ME, 0, 10, accepted=True)
+    await leases.enrol(ME, "here:/journal", alone=True)
+    for _ in range(2):
+        with pytest.raises(Conflict, match="it was in use as here:/journal"):
+            await leases.enrol(ME, "there:/copy", alone=True)
+    await leases.dismiss(ME, "there:/copy")
+    assert await enrolled.held(ME) == [(0, 10, True)]
+    enrolled.expire_holder(ME)
+    await leases.enrol(ME, "there:/c\x1bpy", alone=True)
+    with pytest.raises(Conflict, match=r"there:/c\\x1bpy"):
+        await leases.enrol(ME, "here:/journal", alone=True)
+    await leases.dismiss(ME, "here:/journal")
+    assert await enrolled.held(ME) == [(0, 10, True)]
+    await leases.enrol(ME, "here:/journal")  # knowingly
+    await leases.enrol(ME, "there:/c\x1bpy")
+    await leases.dismiss(ME, "there:/c\x1bpy")
+    assert await enrolled.held(ME) == []
+    assert [holder.id for holder in await leases.holders()] == [OTHER]
+    await leases.enrol(ME, "there:/copy", alone=True)
+
+
 async def test_nobody_holds_anything_unknown(enrolled: World) -> None:
     unknown = HolderId("33333333-3333-4333-8333-333333333333")
     leases = enrolled.here.leases

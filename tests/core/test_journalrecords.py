@@ -50,6 +50,7 @@ def accepted(draw: st.DrawFn) -> Accepted:
         draw(st.integers(0, 2**64 - 1)) if content is None else len(content),
         draw(st.none() | st.integers(0, 2**32 - 1)),
         content,
+        draw(st.booleans()),
     )
 
 
@@ -57,6 +58,9 @@ renamed = st.builds(
     Renamed, ids.map(EntryId), ids.map(DatasetId), labels, names, st.none() | ids.map(EntryId)
 )
 records = accepted() | renamed | st.builds(Gone, entries) | st.builds(Begun, ids.map(UploadId), entries)
+
+
+HEAD = RECORD_HEADER_SIZE
 
 
 def segment(*contents: Record | bytes, number: int = NUMBER, holder: HolderId = HOLDER) -> bytes:
@@ -242,7 +246,7 @@ RENAMED = ">QqQBBBx"
 MALFORMED = {
     "unknown kind": (9, b""),
     "cut short": (1, b"\0" * 12),
-    "unknown flag": (1, struct.pack(ACCEPTED, 1, 1, 1, 1, 0, 4, 1, 1) + b"dn"),
+    "unknown flag": (1, struct.pack(ACCEPTED, 1, 1, 1, 1, 0, 8, 1, 1) + b"dn"),
     "names that do not fit": (1, struct.pack(ACCEPTED, 1, 1, 1, 1, 0, 0, 200, 255) + b"dn"),
     "content that does not fit": (1, struct.pack(ACCEPTED, 1, 1, 1, 2**63, 0, 2, 1, 1) + b"dn" + b"content"),
     "content too large": (
@@ -313,3 +317,46 @@ def test_a_newer_format_is_refused_and_not_guessed_at() -> None:
     head = struct.pack(">8sHHQ16s", b"D3TFSJNL", 2, 0, NUMBER, bytes(16))
     with pytest.raises(Invalid, match="newer"):
         list(decode_segment(head + struct.pack(">I", crc32c(head)) + b"what it likes", NUMBER, HOLDER))
+
+
+@pytest.mark.parametrize("at", range(HEAD, HEAD + 82))
+@pytest.mark.parametrize("bits", [1, 0x80, 0xFF])
+def test_a_damaged_record_about_a_file_still_tells_which_or_nothing(at: int, bits: int) -> None:
+    """Whatever byte of it is hit: by its number or its name the file is known."""
+    name = "00000000000000000007.bin"
+    record = Accepted(EntryId(7), DatasetId(3), "cats", name, 1, 10, 5, b"0123456789")
+    data = bytearray(segment(record, SAMPLE[0]))
+    assert len(data) > SEGMENT_HEADER_SIZE + HEAD + 82
+    data[SEGMENT_HEADER_SIZE + at] ^= bits
+    (gap,) = gaps(bytes(data))
+    if gap.about is not None:
+        (says,) = gap.about
+        assert says.entry == 7 or (says.dataset_id, says.name) == (3, name)
+
+
+@pytest.mark.parametrize(
+    ("record", "about"),
+    [
+        (Gone((EntryId(7),)), None),
+        (Renamed(EntryId(7), DatasetId(3), "cats", "x", None), None),
+        (Begun(UploadId(7), (EntryId(7),)), ()),
+    ],
+)
+def test_other_damaged_records_tell_nothing_unless_they_change_no_file(
+    record: Record, about: tuple[()] | None
+) -> None:
+    data = bytearray(segment(record, SAMPLE[0]))
+    data[SEGMENT_HEADER_SIZE + HEAD + 3] ^= 1
+    (gap,) = gaps(bytes(data))
+    assert gap.about == about
+
+
+def test_what_is_lost_with_a_header_may_have_been_anything() -> None:
+    accepted = Accepted(EntryId(7), DatasetId(3), "cats", "x", 1, 10, 5, b"0123456789")
+    for damaged in (0, 1):  # the header of one of two, and the content of the other
+        data = bytearray(segment(accepted, accepted, SAMPLE[0]))
+        starts = SEGMENT_HEADER_SIZE, SEGMENT_HEADER_SIZE + (len(data) - len(segment(SAMPLE[0]))) // 2
+        data[starts[damaged] + 5] ^= 1
+        data[starts[1 - damaged] + HEAD + 50] ^= 1
+        (gap,) = gaps(bytes(data))
+        assert gap.about is None

@@ -229,6 +229,29 @@ def test_a_damaged_log_loses_no_more_than_the_record_that_was_hit(ready: Stack, 
     assert committed(ready) == without(INLINE)
 
 
+def test_what_may_be_outdated_is_committed_only_knowingly(ready: Stack) -> None:
+    """The newest version of a file is lost with a part of the log; the one before it is still there."""
+    with ready.mount(*LATER, write=True) as mount:
+        write_all(mount.path / "ds")
+        (mount.path / "ds" / NAMES[INLINE]).write_bytes(b"the newest version")
+        mount.kill9()
+        unmount_lazily(mount.path)
+    journal = ready.journal_of(mount.path)
+    (segment,) = (journal / "log").iterdir()
+    flip(segment, segment.read_bytes().index(b"the newest version"))
+    expected = dict.fromkeys(NAMES, "accepted") | {NAMES[INLINE]: "doubtful"}
+    assert states(ready, journal) == expected
+    done = ready.run("journal", "replay", journal, check=False)
+    assert done.returncode == 1
+    assert f"{len(NAMES) - 1} datapoints committed, 1 left in the journal" in done.stderr
+    assert "perhaps outdated" in done.stderr
+    assert states(ready, journal) == {NAMES[INLINE]: "doubtful"}
+    done = ready.run("journal", "replay", "--force", journal, check=False)
+    assert "1 datapoint committed\n" in done.stderr
+    (dataset,) = ready.json("dataset", "list")
+    assert dataset["datapoints"] == len(NAMES)
+
+
 def test_a_large_file_whose_record_is_lost_is_exported_without_its_name(ready: Stack, tmp_path: Path) -> None:
     with dead_mount(ready) as journal:
         (segment,) = (journal / "log").iterdir()
@@ -284,6 +307,33 @@ def test_the_copy_of_a_dead_hosts_journal_is_replayed_once_its_owner_is_known_to
         assert done.returncode == 1
         assert done.stderr.count("it is committed") >= len(NAMES)
         assert len(states(ready, journal)) == len(NAMES)
+    assert committed(ready) == BODIES
+
+
+def test_the_copy_of_a_journal_that_is_in_use_is_not_mounted(ready: Stack, tmp_path: Path) -> None:
+    """It would abandon what the other uploads, and give up its keys when it ends."""
+    with ready.mount(*LATER, write=True) as mount, ready.mount(*LATER, write=True) as other:
+        write_all(mount.path / "ds")
+        journal = ready.journal_of(mount.path)
+        copy = shutil.copytree(journal, tmp_path / "copy")
+        before = ready.json("journal", "leases")
+        said = ready.refused("mount", ready.new_mountpoint(), "--journal-dir", copy)
+        assert f"was in use as {os.uname().nodename}:{journal}" in said
+        assert "--force" in said
+        assert ready.json("journal", "leases") == before
+        with pytest.raises(FileExistsError):
+            (other.path / "ds" / NAMES[0]).open("xb")
+        ready.run("flush", mount.path)
+        assert mount.stats()["journal"]["refused"] == 0
+    assert committed(ready) == BODIES
+
+
+def test_the_copy_of_a_journal_is_mounted_knowingly(ready: Stack, tmp_path: Path) -> None:
+    with dead_mount(ready) as journal:
+        copy = shutil.copytree(journal, tmp_path / "copy")
+        with ready.mount(*LATER, "--journal-dir", str(copy), "--force", write=True) as mount:
+            assert files_in(mount.path / "ds") == BODIES
+        assert ready.json("journal", "leases") == []
     assert committed(ready) == BODIES
 
 

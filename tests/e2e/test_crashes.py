@@ -25,6 +25,7 @@ from tests.harness.arena import (
     Seat,
     Writers,
     check_files,
+    check_kept,
     check_left_tidy,
     check_log,
     check_synced,
@@ -32,6 +33,7 @@ from tests.harness.arena import (
     open_seat,
     open_writers,
     remove_temporaries,
+    settled,
 )
 from tests.harness.crashpoints import Trigger
 from tests.harness.faultproxy import Fault, FaultProxy, Kind, Moment
@@ -41,7 +43,7 @@ from tests.harness.pgproxy import Statement
 from tests.harness.postgres import PostgresServer
 from tests.harness.s3 import S3Server
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(480)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 DATASET = "ds"
 JOURNAL_LIMIT = 2 << 20  # bytes of a journal with nothing in it, its reserve included
@@ -61,6 +63,8 @@ REPLAYING = ["enrol:asked", "enrol:answered", "abandon-all:asked", "abandon-all:
 DRAINING = ["begin:answered", "tar:answered", "publish:asked", "publish:answered"]  # after SIGTERM
 LOST = ["take:answered", "accept:answered", "begin:answered", "confirm:asked", "publish:asked",
         "publish:answered"]  # connections break there without a kill  # fmt: skip
+LOST_REPLAYING = ["enrol:asked", "enrol:answered", "abandon-all:asked", "abandon-all:answered",
+                  "held:asked", "held:answered"]  # … while it is mounted again  # fmt: skip
 ENDING = ["dismiss:asked", "dismiss:answered"]  # when all is committed; once each, at the very end
 # What a writer may be told while daemons die under it.
 EXPECTED_ERRORS = {"EIO", "ENOTCONN", "ECONNABORTED", "ENOENT"}
@@ -78,16 +82,44 @@ class Arena:
     random: random.Random = field(default_factory=lambda: random.Random(3))
     kills: Counter[str] = field(default_factory=Counter)
     caught: Counter[str] = field(default_factory=Counter)  # … that left accepted datapoints uncommitted
-    faults: Counter[str] = field(default_factory=Counter)
+    faults: Counter[str] = field(default_factory=Counter)  # those that were to happen; see `met`
+    met_replaying: Counter[str] = field(default_factory=Counter)  # those that a mount met while it began
+    restarts: int = 0  # of Postgres, while connections to it were open
+    settled: dict[str, str | None] = field(default_factory=dict)  # names and what was sure of them at a kill
+    checked: set[str] = field(default_factory=set)
 
     def killed(self, at: str) -> None:
-        """Wait for the kill and look at what it left; mount again."""
+        """Wait for the kill and look at what it left."""
         self.seat.reap(REACHED)
         self.kills[at] += 1
         self.mend()
-        committed = check_synced(self.stack, read_manifest(*self.writers.manifests))
+        promises = read_manifest(*self.writers.manifests)
+        self.settled = settled(promises)
+        committed = check_synced(self.stack, promises)
         left = [says for says in self.seat.accepted() if int(says.name[:20]) not in committed]
         self.caught[at] += bool(left)
+        if self.random.random() < 0.3:  # the next daemon is to meet a fault as soon as it begins
+            self.trouble.arm(self.random.choice(LOST_REPLAYING), lambda: None)
+
+    def remount(self) -> None:
+        """Mount again."""
+        before = self.trouble.hit.copy()
+        self.seat.start()
+        self.met_replaying += self.trouble.hit - before
+        self.mend()
+
+    def check_settled(self) -> None:
+        """Look for what was sure when the last daemon was killed: all that is new, and some of what was found
+        before."""
+        again = self.random.sample(sorted(self.checked), min(20, len(self.checked)))
+        kept = {n: says for n, says in self.settled.items() if n not in self.checked or n in again}
+        check_kept(self.seat.path / DATASET, kept, self.writers.manifests)
+        self.checked |= kept.keys()
+
+    def met(self) -> tuple[int, int]:
+        """Return how many faults of S3, and how many of Postgres, have really happened to somebody."""
+        cut = self.seat.postgres.broken + self.restarts
+        return self.s3.met().total(), self.trouble.hit.total() + cut
 
     def mend(self) -> None:
         """End the faults."""
@@ -113,6 +145,7 @@ class Arena:
             self.faults[name] += 1
 
     def _restart_postgres(self) -> None:
+        self.restarts += 1
         self.stack.postgres.stop()
         self.stack.postgres.start()
 
@@ -149,10 +182,14 @@ def test_nothing_that_was_promised_is_lost(arena: Arena) -> None:
     arena.random.shuffle(points)
     arena.seat.start()
     for kind, point in points:
+        arena.check_settled()
         arena.break_something()
         WAYS[kind](arena, point)
-        arena.seat.start()
+        arena.remount()
+    print("kills:", dict(arena.kills), "caught:", dict(arena.caught), "faults:", dict(arena.faults))
+    print("met:", arena.met(), dict(arena.s3.met()), dict(arena.trouble.hit), dict(arena.met_replaying))
     arena.writers.stop()
+    arena.check_settled()
     assert arena.writers.failures() <= EXPECTED_ERRORS
     promises = read_manifest(*arena.writers.manifests)
     flush(arena.seat.path)
@@ -162,7 +199,6 @@ def test_nothing_that_was_promised_is_lost(arena: Arena) -> None:
     with arena.stack.mount(cold=True) as second:
         check_files(second.path / DATASET, promises)
     check_left_tidy(arena.stack)
-    print("kills:", dict(arena.kills), "caught:", dict(arena.caught), "faults:", dict(arena.faults))
     assert arena.kills.total() >= 100
     for kind, group in POINTS.items():
         for point in group:
@@ -171,6 +207,11 @@ def test_nothing_that_was_promised_is_lost(arena: Arena) -> None:
             is_sure = kind in ("committing", "in parts", "draining") and point != "publish:answered"
             assert arena.caught[point] or not is_sure, f"no kill at {point} caught journaled data"
     assert arena.caught.total() >= 80
+    of_s3, of_postgres = arena.met()
+    assert of_s3 >= 10
+    assert of_postgres >= 10
+    assert len(arena.met_replaying) >= 3, "hardly any mount met a fault while it began"
+    assert len(arena.checked) > 200
 
 
 def end(arena: Arena) -> None:
@@ -179,7 +220,7 @@ def end(arena: Arena) -> None:
         arena.seat.trigger.arm(point, arena.seat.mount.process.kill)
         arena.seat.mount.process.send_signal(signal.SIGTERM)
         arena.killed(point)
-        arena.seat.start()
+        arena.remount()
     assert arena.seat.mount.terminate() == 0
     check_log(arena.seat.mount)
     arena.seat.mount.close()

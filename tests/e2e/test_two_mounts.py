@@ -7,6 +7,7 @@ import os
 import random
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ from tests.harness.manifest import Promise, read_manifest
 from tests.harness.mounts import Stack, refusing, until
 
 DATASET = "ds"
-KILLS = 16
+KILLS = 16  # every fourth of both at once
 # Where the two meet in Postgres.
 POINTS = ["take:answered", "accept:answered", "begin:answered", "publish:asked", "publish:answered"]
 REACHED = 10.0  # seconds for a killed daemon to be gone
@@ -80,20 +81,31 @@ def new_two(stack: Stack, tmp_path: Path) -> Iterator[Callable[..., Two]]:
 
 
 def kill_often(two: Two, writers: Writers) -> None:
-    """Kill both, now this, now that one, and mount again."""
+    """Kill both, now this, now that one, now both, and mount again. Fails unless that hit them at work."""
     rng = random.Random(5)
+    caught: Counter[Path] = Counter()  # kills that have left accepted datapoints uncommitted
     for number in range(KILLS):
-        seat = two.seats[number % 2]
-        process = seat.mount.process
-        if rng.random() < 0.5:
-            seat.trigger.arm(rng.choice(POINTS), process.kill)
-        with suppress(subprocess.TimeoutExpired):  # it may lose each race, and never get there
-            process.wait(rng.uniform(0, 2))
-        process.kill()  # at any moment
-        seat.trigger.disarm()
-        seat.reap(REACHED)
-        check_synced(two.stack, read_manifest(*writers.manifests))
-        seat.start()
+        seats = two.seats if number % 4 == 3 else [two.seats[number % 2]]
+        for seat in seats:
+            if rng.random() < 0.6:
+                seat.trigger.arm(rng.choice(POINTS), seat.mount.process.kill)
+        for seat in seats:
+            with suppress(subprocess.TimeoutExpired):  # it may lose each race, and never get there
+                seat.mount.process.wait(rng.uniform(0, 2))
+            seat.mount.process.kill()  # at any moment
+        for seat in seats:
+            seat.trigger.disarm()
+            seat.reap(REACHED)
+        committed = check_synced(two.stack, read_manifest(*writers.manifests))
+        for seat in seats:
+            caught[seat.path] += any(int(says.name[:20]) not in committed for says in seat.accepted())
+        for seat in seats:
+            seat.start()
+    hits = [dict(seat.trigger.hit) for seat in two.seats]
+    print("caught:", [caught[seat.path] for seat in two.seats], "killed at:", hits)
+    for seat in two.seats:
+        assert caught[seat.path], "no kill caught journaled data"
+        assert seat.trigger.hit, "it was never killed at a point where the two meet"
 
 
 def end(two: Two) -> None:

@@ -131,6 +131,32 @@ def test_a_full_journal_slows_writers_down_then_refuses_and_mends(ready: Stack, 
     check_committed(ready, safe)
 
 
+def test_many_open_files_are_not_promised_more_room_than_there_is(ready: Stack, proxy: FaultProxy) -> None:
+    """What is open is in memory, and goes to the journal when it is closed: all must fit by then."""
+    proxy.add(Fault(Kind.STATUS, method="PUT"))
+    limit = "--journal-size", "4MiB", "--batch-age", "0.2", "--io-timeout", "0.5"
+    content = noise(100_000)
+    with ready.mount(*limit, write=True) as mount:
+        folder = mount.path / "ds"
+        files = {
+            key_name(key): os.open(folder / key_name(key), os.O_WRONLY | os.O_CREAT) for key in range(200)
+        }
+        safe = dict.fromkeys(files, b"")
+        with refusing(errno.ENOSPC):
+            for name, file in files.items():
+                os.write(file, content)
+                safe[name] = content
+        assert mount.stats()["journal"]["used_bytes"] <= 4 * MIB
+        for file in files.values():
+            os.close(file)
+        assert mount.stats()["journal"]["used_bytes"] <= 4 * MIB
+        assert {path.name: path.read_bytes() for path in folder.iterdir()} == safe
+        proxy.clear()
+        until(lambda: len(committed_keys(ready)) == len(safe), MENDED, "committing by itself")
+    assert 20 < sum(map(bool, safe.values())) < 42
+    check_committed(ready, safe)
+
+
 def test_who_waits_for_room_goes_on_when_there_is_some(ready: Stack, proxy: FaultProxy) -> None:
     proxy.add(Fault(Kind.STATUS, method="PUT"))
     limit = "--journal-size", "4MiB", "--batch-age", "0.2", "--io-timeout", "20"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import random
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
@@ -75,6 +76,54 @@ async def test_ten_thousand_small_files_become_a_handful_of_dataranges(
         assert len(spans(world)) <= 6
         assert host.gate.calls["put_stream"] == len(spans(world))
     assert len(await committed(world)) == 10_000
+
+
+@pytest.mark.parametrize("pace", [0.005, 0.02])
+async def test_many_small_files_in_no_order_become_a_handful_of_dataranges(
+    pace: float, tmp_path: Path, jumping_clock: MockClock
+) -> None:
+    """At the default age; they take longer to arrive than a few times that."""
+    world = await new_world()
+    keys = list(range(2_000))
+    random.Random(1).shuffle(keys)
+    async with open_host(world, tmp_path, limits=BatchLimits(1 << 20, 5.0), background=False) as host:
+        for key in keys:
+            await host.put(key, b"x" * 200)
+            await trio.sleep(pace)
+        last = trio.current_time()
+        await host.emptied()
+        assert trio.current_time() - last < 8, "when no more come, the rest is not waited for long"
+        assert len(spans(world)) <= 10
+    assert len(await committed(world)) == 2_000
+
+
+async def test_scattered_keys_are_not_waited_for_for_ever(tmp_path: Path, jumping_clock: MockClock) -> None:
+    world = await new_world()
+    async with open_host(world, tmp_path, limits=BatchLimits(1 << 20, 5.0), background=False) as host:
+        for number in range(700):
+            await host.put(10 * number, b"x")
+            await trio.sleep(0.1)
+            if number == 300:
+                assert not spans(world), "what is missing between them may come yet"
+                entry = await host.put(7, b"somebody waits for it")
+                await host.fsync(entry)
+                assert spans(world) == [Span(7, 8)], "he does not wait for the others"
+        assert 100 < len(spans(world)) < 690, "after a minute at the latest"
+
+
+async def test_of_scattered_keys_a_long_run_is_committed_at_once(
+    tmp_path: Path, jumping_clock: MockClock
+) -> None:
+    world = await new_world()
+    async with open_host(world, tmp_path, limits=BatchLimits(100_000, 5.0), background=False) as host:
+        for number in range(30):
+            await host.put(1000 + 10 * number, b"x")
+        for key in range(90):
+            await host.put(key, bytes(2_000))
+            await trio.sleep(0.2)
+        assert spans(world) == [Span(0, 50)]
+        await trio.sleep(7)
+        assert len(spans(world)) == 32
 
 
 async def test_a_batch_is_committed_when_it_is_old_enough(tmp_path: Path, jumping_clock: MockClock) -> None:

@@ -353,3 +353,24 @@ async def test_a_file_that_lives_long_does_not_keep_the_log_from_being_freed(tmp
     async with open_host(world, tmp_path, limits=ON_DEMAND, segment_bytes=200_000) as host:
         assert host.contents() == {".kept": b"a temporary file", ".two": b"another"}
     assert len(await committed(world)) == 300
+
+
+@pytest.mark.parametrize("size", [1_000, 200_000])
+async def test_what_has_just_been_committed_is_not_moved_in_the_log(size: int, tmp_path: Path) -> None:
+    """Behind the record that says that it is gone, it would be found again, and refused for ever."""
+    world = await new_world()
+    async with open_host(
+        world, tmp_path, limits=ON_DEMAND, size=10_000_000, segment_bytes=1_000, background=False
+    ) as host:
+        await host.put(".kept", bytes(1_000))
+        for key in range(10):
+            await host.put(key, bytes(size))
+        for _ in range(60):
+            await host.journal.unlink(await host.put(".gone", bytes(60_000)))
+        await host.committer.commit_closed()
+        host.journal.compact()
+        await until(lambda: len(host.entries) == 1)
+        host.journal.compact()
+        assert len(os.listdir(tmp_path / "log")) <= 3
+    async with open_host(world, tmp_path, limits=ON_DEMAND) as host:
+        assert host.contents() == {".kept": bytes(1_000)}

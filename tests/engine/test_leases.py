@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+import shutil
 from pathlib import Path
 
 import pytest
@@ -365,6 +366,59 @@ async def test_a_journal_that_was_forgotten_enrols_again(tmp_path: Path, jumping
         await host.committer.commit_closed()
     assert await committed(world) == {50: b"y"}
     await assert_tidy(world)
+
+
+async def test_a_copy_of_a_journal_that_is_in_use_touches_nothing(tmp_path: Path) -> None:
+    world = await new_world()
+    async with open_host(world, tmp_path / "a", limits=ON_DEMAND, background=False) as host:
+        entry = await host.put(0, b"x")
+        await host.put(5, b"y")
+        going_on, copied = trio.Event(), trio.Event()
+
+        async def hold_up(call: str) -> None:
+            if call == "put_stream":
+                going_on.set()
+                await copied.wait()
+
+        host.gate.before = hold_up
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(host.committer.commit, [entry])
+            await going_on.wait()
+            shutil.copytree(tmp_path / "a", tmp_path / "b")
+            with pytest.raises(Conflict, match=r"was in use as .*/a within .* then use --force"):
+                async with open_host(world, tmp_path / "b", limits=ON_DEMAND, background=False):
+                    raise AssertionError("it was opened")
+            copied.set()
+        assert host.held() == {5}
+        assert host.gate.calls["begin"] == 1, "what was being uploaded was left alone"
+        await host.committer.commit_closed()
+    assert await committed(world) == {0: b"x", 5: b"y"}
+
+
+async def test_who_comes_back_after_a_copy_was_opened_leaves_its_keys_alone(
+    tmp_path: Path, jumping_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    world = await new_world()
+    async with open_host(world, tmp_path / "a", limits=ON_DEMAND) as asleep:
+        await asleep.put(0, b"x")
+        shutil.copytree(tmp_path / "a", tmp_path / "b")
+        for holder in world.catalog.book.known:
+            world.catalog.expire_holder(holder)
+        async with open_host(world, tmp_path / "b", limits=ON_DEMAND, background=False) as host:
+            await trio.sleep(70)
+            (known,) = await world.catalog.holders()
+            assert known.place == host.store.place
+            await asleep.leases.dismiss()
+            assert host.held() == {0}
+            await host.committer.commit_closed()
+            with pytest.raises(Conflict):
+                await asleep.committer.commit_closed()
+            assert asleep.content(0) == b"x", "it is kept"
+            await host.leases.dismiss()
+            assert not await world.catalog.holders()
+    assert await committed(world) == {0: b"x"}
+    assert "copy of this journal" in caplog.text
+    assert [r.levelno for r in caplog.records if r.levelno >= logging.ERROR] == [logging.ERROR] * 2
 
 
 @settings(max_examples=200, deadline=None)

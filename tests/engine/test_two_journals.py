@@ -21,6 +21,8 @@ from tests.harness.writing import Gate, Host, assert_tidy, called, committed, ki
 
 UNCOMMITTED = (EntryState.JOURNALED, EntryState.COMMITTING, EntryState.REFUSED)
 LIMITS = BatchLimits(1 << 20, 1.0)
+Steps = list[tuple[str, int]]
+Crashes = list[tuple[int, bool]]
 
 
 @dataclass
@@ -28,7 +30,7 @@ class Life:
     """What one mount does, in one life after the other, and what it was told."""
 
     directory: Path
-    steps: list[tuple[str, int]]
+    steps: Steps
     gates: list[Gate]
     sure: dict[int, bytes] = field(default_factory=dict)  # close() has returned
     maybe: dict[int, set[bytes]] = field(default_factory=dict)  # it was killed, or told an error
@@ -48,10 +50,12 @@ class Life:
         while self.done < len(self.steps):
             what, key = self.steps[self.done]
             self.done += 1
+            is_own = key in self.sure or key in self.there or key in self.maybe
             try:
                 await self._do(world, host, what, key)
             except Conflict:
-                self.met["refused"] += 1
+                # By the other, if it never had anything of its own under that key.
+                self.met["refused" if is_own else "kept out"] += 1
             except Datas3tError:
                 self.met["failed"] += 1
         try:
@@ -125,7 +129,7 @@ STEPS = st.lists(
 CRASHES = st.lists(st.tuples(st.integers(0, 60), st.booleans()), max_size=3)
 
 
-def gates(crashes: list[tuple[int, bool]]) -> list[Gate]:
+def gates(crashes: Crashes) -> list[Gate]:
     made = []
     for step, after in crashes:
         gate = Gate()
@@ -134,15 +138,25 @@ def gates(crashes: list[tuple[int, bool]]) -> list[Gate]:
     return made
 
 
-@settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
-@given(STEPS, STEPS, CRASHES, CRASHES)
-def test_two_mounts_killed_at_random_commit_everything_once(
-    left_steps: list[tuple[str, int]],
-    right_steps: list[tuple[str, int]],
-    left_crashes: list[tuple[int, bool]],
-    right_crashes: list[tuple[int, bool]],
-) -> None:
-    async def main() -> None:
+def test_two_mounts_killed_at_random_commit_everything_once() -> None:
+    met: Counter[str] = Counter()
+
+    @settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(STEPS, STEPS, CRASHES, CRASHES)
+    def check(left: Steps, right: Steps, left_dies: Crashes, right_dies: Crashes) -> None:
+        met.update(live_and_die(left, right, left_dies, right_dies))
+
+    check()
+    assert met["crashes"] >= 3, met
+    assert met["kept out"] >= 10, f"they hardly met: {met}"
+
+
+def live_and_die(
+    left_steps: Steps, right_steps: Steps, left_crashes: Crashes, right_crashes: Crashes
+) -> Counter[str]:
+    """Let two mounts do these steps, and die at these; check all; return what they have met."""
+
+    async def main() -> Counter[str]:
         world = await new_world()
         await world.dataset()
         left = Life(Path(directory) / "left", left_steps, gates(left_crashes))
@@ -161,9 +175,10 @@ def test_two_mounts_killed_at_random_commit_everything_once(
             else:
                 assert all(key not in life.there for life in (left, right))
         await assert_tidy(world)
+        return left.met + right.met
 
     with tempfile.TemporaryDirectory() as directory:
-        trio.run(main, clock=MockClock())
+        return trio.run(main, clock=MockClock())
 
 
 async def test_two_mounts_that_create_the_same_key_at_once(tmp_path: Path) -> None:

@@ -9,12 +9,16 @@ import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import cast
 
 import pyfuse3
 import pytest
 import trio
 import trio.testing
 
+from datas3tfs.app.mount import _following
+from datas3tfs.app.services import Services
 from datas3tfs.core.index import Index
 from datas3tfs.core.inodes import ROOT
 from datas3tfs.core.model import Datarange, DatasetId
@@ -29,6 +33,7 @@ from datas3tfs.fs.notifier import Notifier
 from datas3tfs.fs.operations import Operations
 from tests.engine.test_indices import bare_records
 from tests.harness.world import Mounted, World, new_world, open_mounted
+from tests.harness.writing import until
 
 CONTEXT = pyfuse3.RequestContext()
 
@@ -328,3 +333,30 @@ async def test_many_datapoints_do_not_hold_up_the_event_loop(
         await mount.refresh()
         await mount.finish()
     assert len(set(kernel.entries)) == len(set(kernel.inodes)) == 30_000
+
+
+async def test_a_kernel_that_takes_no_news_keeps_nobody_from_seeing_what_is_new(kernel: FakeKernel) -> None:
+    """It may take none before a reader is answered who waits for a look at the catalog: that must end."""
+    world, answered = await new_world(), threading.Event()
+    dataset = await world.dataset()
+
+    def wait(inode: int) -> None:
+        assert answered.wait(20)
+
+    kernel.on_inode = wait
+    async with open_mounted(world) as inner:
+        services = SimpleNamespace(catalog=SimpleNamespace(reader=world.catalog), indices=inner.indices)
+        followed = _following(cast(Services, services), inner.snapshots, inner.tree, make_operations(inner))
+        with trio.fail_after(20):
+            async with followed:
+                for first in range(100):
+                    made = await world.commit([b"x"], first)
+                    await inner.snapshots.refreshed()
+                    await inner.snapshots.of(dataset.id)
+                    await inner.indices.of(world.bucket_id, made)
+                    world.catalog.remove(made.id)
+                    await inner.snapshots.refreshed()
+                    assert not (await inner.snapshots.of(dataset.id)).dataranges
+                await until(lambda: bool(kernel.inodes))
+                assert len(kernel.inodes) == 1, "the first is not taken yet"
+                answered.set()

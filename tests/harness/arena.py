@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -31,7 +31,7 @@ from datas3tfs.journal.store import open_journal
 from datas3tfs.objects.settings import S3Settings
 from datas3tfs.objects.stores import open_stores
 from tests.harness.crashpoints import Trigger
-from tests.harness.manifest import Promise
+from tests.harness.manifest import Promise, read_manifest
 from tests.harness.mounts import ROOT, Mount, Stack, unmount_lazily, until
 from tests.harness.pgproxy import PgProxy, running_pgproxy
 
@@ -197,6 +197,15 @@ def flush(path: Path, limit: float = 60.0) -> None:
 def check_contents(folder: Path, promises: Mapping[str, Promise]) -> set[str]:
     """Fail unless every name has what was promised; return those that are there."""
 
+    got = _checksums(folder, promises)
+    wrong = {name: (promises[name], found) for name, found in got.items() if not promises[name].allows(found)}
+    assert not wrong, f"{len(wrong)} of {len(got)} files are not as promised, such as {[*wrong.items()][:3]}"
+    return {name for name, content in got.items() if content is not None}
+
+
+def _checksums(folder: Path, wanted: Iterable[str]) -> dict[str, str | None]:
+    """Return the checksums of files by name; None for one that is not there."""
+
     def found(name: str) -> str | None:
         try:
             with (folder / name).open("rb") as file:
@@ -204,14 +213,28 @@ def check_contents(folder: Path, promises: Mapping[str, Promise]) -> set[str]:
         except FileNotFoundError:
             return None
 
-    names = sorted(promises)
+    names = sorted(wanted)
     with ThreadPoolExecutor(4) as pool:
-        got = dict(zip(names, pool.map(found, names), strict=True))
-    wrong = {name: (promises[name], found) for name, found in got.items() if not promises[name].allows(found)}
+        return dict(zip(names, pool.map(found, names), strict=True))
+
+
+def settled(promises: Mapping[str, Promise]) -> dict[str, str | None]:
+    """Return the names of which there is no doubt, with the checksums of their content (None: absent)."""
+    return {name: says.sure for name, says in promises.items() if not (says.maybe or says.torn or says.lost)}
+
+
+def check_kept(folder: Path, kept: Mapping[str, str | None], manifests: Sequence[Path]) -> None:
+    """Fail unless what was *settled* before is as it was, or was changed since by those who go on writing."""
+    found = _checksums(folder, kept)
+    since = read_manifest(*manifests)
+    wrong = {
+        name: (kept[name], content)
+        for name, content in found.items()
+        if content != kept[name] and not since[name].allows(content)
+    }
     assert not wrong, (
-        f"{len(wrong)} of {len(names)} files are not as promised, such as {[*wrong.items()][:3]}"
+        f"{len(wrong)} of {len(kept)} files are not as they were, such as {[*wrong.items()][:3]}"
     )
-    return {name for name, content in got.items() if content is not None}
 
 
 def check_files(folder: Path, promises: Mapping[str, Promise]) -> int:

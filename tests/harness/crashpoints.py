@@ -75,6 +75,7 @@ class Trigger:
     def __init__(self) -> None:
         self.fired = threading.Event()
         self.seen: Counter[str] = Counter()  # how often each point was passed
+        self.hit: Counter[str] = Counter()  # … and fired at
         self._lock = threading.Lock()
         self._point: str | None = None
         self._fire: Callable[[], None] = lambda: None
@@ -106,6 +107,7 @@ class Trigger:
             if point != self._point:
                 return False
             self._point = None
+            self.hit[point] += 1
             self._fire()
             self.fired.set()
             return True

@@ -156,6 +156,7 @@ class FaultProxy:
         self._upstream = ("127.0.0.1", upstream_port)
         self._lock = threading.Lock()
         self._faults: list[Fault] = []
+        self._met: Counter[Kind] = Counter()
         self._requests: Counter[tuple[str, str]] = Counter()
         self._released = threading.Event()  # set: what stalls hangs up
         self._listener: socket.socket | None = None
@@ -178,6 +179,11 @@ class FaultProxy:
             self._faults.clear()
             self._released.set()
             self._released = threading.Event()
+
+    def met(self) -> Counter[Kind]:
+        """Return how many requests have met a fault, by kind."""
+        with self._lock:
+            return self._met.copy()
 
     def requests(self, method: str, path: str = "") -> int:
         """Return how many requests with *method* and *path* in path or query came since forget()."""
@@ -262,6 +268,7 @@ class FaultProxy:
             self._requests[method, path] += 1
             for place, fault in enumerate(self._faults):
                 if fault.matches(method, path):
+                    self._met[fault.kind] += 1
                     if fault.times is not None:
                         left = replace(fault, times=fault.times - 1)
                         self._faults[place : place + 1] = [left] if left.times else []

@@ -220,10 +220,10 @@ class MemoryCatalog(MemoryUploads):
 
     # Leases
 
-    async def enrol(self, holder: HolderId, place: str) -> None:
-        """Make *holder* known, or put off its expiry. Raises Invalid."""
+    async def enrol(self, holder: HolderId, place: str, *, alone: bool = False) -> None:
+        """Make *holder* known, or put off its expiry. Raises Invalid, Conflict (*alone*, alive elsewhere)."""
         await trio.lowlevel.checkpoint()
-        self.book.enrol(holder, place)
+        self.book.enrol(holder, place, alone=alone)
 
     async def take(
         self, holder: HolderId, dataset_id: DatasetId, wanted: Span, *, accepted: bool = False
@@ -278,10 +278,12 @@ class MemoryCatalog(MemoryUploads):
         await trio.lowlevel.checkpoint()
         return self.book.holders()
 
-    async def dismiss(self, holder: HolderId) -> None:
-        """Free all that *holder* leases and forget it."""
+    async def dismiss(self, holder: HolderId, place: str | None = None) -> None:
+        """Free all that *holder* leases and forget it, if it is at *place*."""
         await trio.lowlevel.checkpoint()
         check_holder(holder)
+        if place is not None and not self.book.is_at(holder, place):
+            return
         self.abandon_now(self._uploads_of(holder))
         self.book.forget(holder)
 

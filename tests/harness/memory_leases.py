@@ -41,12 +41,18 @@ class LeaseBook:
         self.held: list[Held] = []
         self._clock = clock
 
-    def enrol(self, holder: HolderId, place: str) -> None:
-        """Make *holder* known or put off its expiry. Raises Invalid."""
+    def enrol(self, holder: HolderId, place: str, *, alone: bool) -> None:
+        """Make *holder* known or put off its expiry. Raises Invalid; *alone*: Conflict (alive elsewhere)."""
         check_holder(holder)
         if not place:
             raise Invalid(f"journal {holder}: it has no place")
+        if alone and holder in self.known and not self.is_at(holder, place) and not self.expired(holder):
+            raise Conflict(f"it was in use as {self.known[holder].place} within the last minutes")
         self.known[holder] = _Known(printable(place), time.time_ns(), self._clock() + self.lifetime)
+
+    def is_at(self, holder: HolderId, place: str) -> bool:
+        """Say whether *holder* is known as being at *place*."""
+        return holder in self.known and self.known[holder].place == printable(place)
 
     def check(self, holder: HolderId) -> None:
         """Raise NotFound if *holder* is not known, Invalid if it is no UUID."""

@@ -110,6 +110,7 @@ class PgProxy:
     url: str
     judge: Judge
     witness: Witness = indifferent
+    broken: int = 0  # connections that were cut
     _connections: set[trio.CancelScope] = field(default_factory=set)
     _token: trio.lowlevel.TrioToken | None = None
 
@@ -119,6 +120,7 @@ class PgProxy:
         self._token.run_sync_soon(self._cut)
 
     def _cut(self) -> None:
+        self.broken += len(self._connections)
         for scope in self._connections:
             scope.cancel()
 

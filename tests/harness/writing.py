@@ -241,6 +241,10 @@ class GatedJournal:
         """See ports.JournalStore."""
         return self._inner.has_gaps()
 
+    def may_be_outdated(self, record: Accepted, place: Place) -> bool:
+        """See ports.JournalStore."""
+        return self._inner.may_be_outdated(record, place)
+
     def append(self, record: Record) -> Place:
         """See ports.JournalStore."""
         with self._gate.step("append." + type(record).__name__):
@@ -422,6 +426,7 @@ async def open_host(
     patience: float = 5.0,
     segment_bytes: int = 1 << 20,
     background: bool = True,
+    force: bool = False,
 ) -> AsyncIterator[Host]:
     """Open the journal in *directory* and all that writes, as app/writing.py does. *background*: look
     after leases, too. If the clock is a MockClock, time passes while it is open."""
@@ -440,7 +445,7 @@ async def open_host(
                 quota = Quota(store, size, patience, counters)
                 journal = Journal(store, entries, leases, snapshots, quota, patience, counters)
                 replayed = await trio.to_thread.run_sync(replay, store)
-                await reconcile(replayed, store, journal, catalog, catalog)
+                await reconcile(replayed, store, journal, catalog, catalog, force=force)
                 async with (
                     open_attempts(journal, Writer(catalog, stores), snapshots, counters) as attempts,
                     open_committer(journal, attempts, limits) as committer,
