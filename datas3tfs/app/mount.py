@@ -151,17 +151,13 @@ def _limits(settings: Settings) -> PrefetchLimits:
 
 
 @asynccontextmanager
-async def _following(
-    shell: _Shell, operations: Operations, device: int, *, heartbeats: bool
-) -> AsyncIterator[None]:
+async def _following(shell: _Shell, operations: Operations, *, heartbeats: bool) -> AsyncIterator[None]:
     """Keep the snapshots up to date, the kernel informed of what has gone, and its page cache ahead of the
     readers, in the background."""
     # Without limit: who waits for a refresh must never wait for the kernel, which may wait for that very one.
     sender, receiver = trio.open_memory_channel[Removed](math.inf)
     services, snapshots = shell.services, shell.snapshots
     invalidator = Invalidator(snapshots, shell.tree, services.indices, operations, shell.blocks.forget)
-    shell.blocks.notifier = Notifier(device)
-    shell.link.tell({"do": "device"}, cloned(device))
     shell.pool.when_ahead = operations.pusher.offer
     async with services.catalog.reader.changes() as feed, background_nursery() as nursery:
         nursery.start_soon(snapshots.follow, feed, sender)
@@ -184,6 +180,8 @@ async def _serve(
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals, ExitStack() as mounting:
         ending = Ending(written, pyfuse3.terminate)
         device = mounting.enter_context(fuse_mount(mountpoint, _fuse_options(options)))
+        shell.blocks.notifier = Notifier(device)
+        shell.link.tell({"do": "device"}, cloned(device))
         front = _front_loop(mounting, device, options)
         session = os.dup(device) if front is None else front[1]
         try:
@@ -194,7 +192,7 @@ async def _serve(
             nursery.start_soon(ending.on_signals, signals)
             try:
                 # What follows the catalog talks to the kernel: it ends before the session does.
-                async with _following(shell, operations, device, heartbeats=front is not None):
+                async with _following(shell, operations, heartbeats=front is not None):
                     if front is not None:
                         nursery.start_soon(front[0].run, operations)
                     shell.link.tell({"do": "widen", "mountpoint": str(mountpoint)})

@@ -42,6 +42,9 @@ BatchBytes = Annotated[str | None, typer.Option(help="Commit when so much waits 
 BatchAge = Annotated[
     float | None, typer.Option(help="… or so many seconds after the oldest was closed.", show_default="5")
 ]
+Express = Annotated[
+    bool, typer.Option(help="Of a read-only mount: let the kernel read without opening files.")
+]
 IoTimeout = Annotated[
     float | None,
     typer.Option(help="Seconds until a read gives EIO, and a writer ENOSPC.", show_default="30"),
@@ -60,9 +63,7 @@ def mount(
     dataset: Annotated[str | None, typer.Option(help="Show this dataset alone, at the root.")] = None,
     daemon: Annotated[bool, typer.Option("--daemon", help="Return once it is mounted.")] = False,
     read_only: Annotated[bool, typer.Option("--read-only", help="Write nothing; reads are faster.")] = False,
-    express: Annotated[
-        bool, typer.Option(help="Of a read-only mount: let the kernel read without opening files.")
-    ] = True,
+    express: Express = True,
     allow_other: Annotated[bool, typer.Option("--allow-other", help="Let other users in, too.")] = False,
     uid: Uid = None,
     gid: Gid = None,

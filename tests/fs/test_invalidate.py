@@ -17,8 +17,7 @@ import pytest
 import trio
 import trio.testing
 
-from datas3tfs.app.mount import _following
-from datas3tfs.app.services import Services
+from datas3tfs.app.mount import _following, _Shell
 from datas3tfs.core.index import Index
 from datas3tfs.core.inodes import ROOT
 from datas3tfs.core.model import Datarange, DatasetId
@@ -345,8 +344,14 @@ async def test_a_kernel_that_takes_no_news_keeps_nobody_from_seeing_what_is_new(
 
     kernel.on_inode = wait
     async with open_mounted(world) as inner:
-        services = SimpleNamespace(catalog=SimpleNamespace(reader=world.catalog), indices=inner.indices)
-        followed = _following(cast(Services, services), inner.snapshots, inner.tree, make_operations(inner))
+        shell = SimpleNamespace(
+            services=SimpleNamespace(catalog=SimpleNamespace(reader=world.catalog), indices=inner.indices),
+            snapshots=inner.snapshots,
+            tree=inner.tree,
+            pool=inner.pool,
+            blocks=SimpleNamespace(forget=kernel.forget_here, push=None),
+        )
+        followed = _following(cast(_Shell, shell), make_operations(inner), heartbeats=False)
         with trio.fail_after(20):
             async with followed:
                 for first in range(100):

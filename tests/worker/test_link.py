@@ -27,6 +27,7 @@ from datas3tfs.objects.settings import S3Settings
 from datas3tfs.objects.stores import open_stores
 from datas3tfs.worker import serving
 from datas3tfs.worker.blocks import WorkerBlocks
+from datas3tfs.worker.frames import Words
 from datas3tfs.worker.link import Gone, Link, open_link
 from tests.harness.faultproxy import Fault, FaultProxy, Kind
 from tests.harness.mounts import until
@@ -173,10 +174,10 @@ async def test_who_gives_up_frees_the_thread(bench: Bench) -> None:
 
 async def test_blocks_nobody_has_are_given_back(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     held: list[int] = []
-    drop = serving._Server.take
+    take = serving._Server.take
 
-    def watched(server: serving._Server, *rest: object) -> None:
-        drop(server, *rest)  # type: ignore[arg-type]
+    def watched(server: serving._Server, words: Words, payload: bytes, descriptor: Callable[[], int]) -> None:
+        take(server, words, payload, descriptor)
         held.append(len(server._blocks))
 
     monkeypatch.setattr(serving._Server, "take", watched)
