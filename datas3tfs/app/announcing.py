@@ -26,8 +26,9 @@ async def open_announcing(
     owner: Ownership,
 ) -> AsyncIterator[Control | None]:
     """Fetch ahead what is announced, from now on. None if nothing can be announced here."""
-    # A batch that is read, the next that is fetched, half as much again of gaps in both: three quarters.
-    limits = AnnouncedLimits(settings.memory_budget // 4, settings.memory_budget // 2)
+    # A batch that is read, the next that is fetched, half as much again of gaps in both: three quarters. So
+    # much may be taken by what fits as a whole, too: it is read again and again, and stays.
+    limits = AnnouncedLimits(settings.memory_budget // 4, settings.memory_budget // 4 * 3)
     async with (
         open_announcements(pool, services.indices, snapshots, limits, services.counters) as announcements,
         open_control(announcements, settings.pipes_dir(), owner) as control,

@@ -236,7 +236,7 @@ def test_pipes_and_announcements_are_limited(library: Library) -> None:
     with library.stack.mount() as opened:
         for _ in range(500):
             os.readlink(way_in(opened))
-        until(lambda: pipes(opened) == 64, what="the oldest giving way")
+        until(lambda: pipes(opened) == 64, what="giving up the oldest")
         held = []
         with refusing(errno.EAGAIN):
             for _ in range(500):
