@@ -53,9 +53,7 @@ class Goal:
     def values(self, samples: dict[str, list[Sample]]) -> list[float]:
         """Return the figure, or the ratio, of each round; nothing if a party was not there."""
         mine = [sample.get(self.figure) for sample in samples.get(self.party, [])]
-        theirs = [
-            [s.get(self.figure) for s in samples[other]] for other in self.over if samples.get(other)
-        ]
+        theirs = [[s.get(self.figure) for s in samples[other]] for other in self.over if samples.get(other)]
         if self.over and not theirs:
             return []
         rounds = zip(mine, *theirs, strict=False)

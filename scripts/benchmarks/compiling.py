@@ -1,4 +1,4 @@
-"""Compile the C programs of native/, if there is a compiler; what cannot be compiled is None. Plain functions."""
+"""Compile the C programs of native/ if there is a compiler; what cannot be is None. Plain functions."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Read a dataset with `Client.iterate`, without a mount.
 
-    python iterate_reader.py URL DATASET COUNT SECONDS
+python iterate_reader.py URL DATASET COUNT SECONDS
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Read one object per file with boto3, one after the other: what a program does without anything better.
 
-    python object_gets.py     (a JSON object on standard input: bucket, keys, seconds; S3 from DATAS3TFS_S3_*)
+python object_gets.py     (a JSON object on standard input: bucket, keys, seconds; S3 from DATAS3TFS_S3_*)
 """
 
 from __future__ import annotations

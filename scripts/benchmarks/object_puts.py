@@ -1,6 +1,6 @@
 """Put every file of a directory as an object of its own: the data of those who have no TARs.
 
-    python object_puts.py     (a JSON object on standard input: bucket, prefix, directory; S3 from DATAS3TFS_S3_*)
+python object_puts.py     (a JSON object on standard input: bucket, prefix, directory; S3 from DATAS3TFS_S3_*)
 """
 
 from __future__ import annotations

@@ -22,12 +22,19 @@ import urllib3
 def fetch(pool: urllib3.PoolManager, url: str, start: int, stop: int) -> int:
     headers = {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
     response = pool.request(
-        "GET", url, headers=headers, retries=False, redirect=False, preload_content=False, decode_content=False
+        "GET",
+        url,
+        headers=headers,
+        retries=False,
+        redirect=False,
+        preload_content=False,
+        decode_content=False,
     )
     body = response.read(stop - start)
     response.release_conn()
-    if response.status != 206 or len(body) != stop - start:
-        raise SystemExit(f"{response.status}, {len(body)} bytes of {stop - start}")
+    claimed = response.headers.get("Content-Range", "")  # some servers answer 200 to a range, with this
+    if not claimed.startswith(f"bytes {start}-{stop - 1}/") or len(body) != stop - start:
+        raise RuntimeError(f"{response.status} {claimed}, {len(body)} bytes of {stop - start}")
     return len(body)
 
 
@@ -45,8 +52,11 @@ def work(job: dict, number: int, gate, results) -> None:
             return 0, 0.0
         return fetch(pool, job["urls"][key], start, stop), time.perf_counter() - begin
 
-    with ThreadPoolExecutor(threads) as executor:
-        results.put(list(executor.map(one, ranges)))
+    try:
+        with ThreadPoolExecutor(threads) as executor:
+            results.put(list(executor.map(one, ranges)))
+    except Exception as failure:
+        results.put(failure)
 
 
 def main() -> None:
@@ -60,8 +70,12 @@ def main() -> None:
         child.start()
     begin = time.perf_counter()
     gate.set()
-    found = [one for _ in children for one in results.get(timeout=300) if one[1]]
+    answers = [results.get(timeout=300) for _ in children]
     seconds = time.perf_counter() - begin
+    for answer in answers:
+        if isinstance(answer, Exception):
+            raise SystemExit(str(answer))
+    found = [one for answer in answers for one in answer if one[1]]
     for child in children:
         child.join()
     took = statistics.median(each for _, each in found)

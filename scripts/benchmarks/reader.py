@@ -1,7 +1,7 @@
 """native/reader.c in Python, for machines without a C compiler: same options, same answer, slower.
 
-    python reader.py DIRECTORY [--names FILE] [--jobs N] [--limit N] [--seconds S] [--check] [--announce FILE]
-    python reader.py DIRECTORY --list
+python reader.py DIRECTORY [--names FILE] [--jobs N] [--limit N] [--seconds S] [--check] [--announce FILE]
+python reader.py DIRECTORY --list
 """
 
 from __future__ import annotations

@@ -24,11 +24,21 @@ import table
 from book import Book
 from plan import Plan
 from processes import Failed
-from sections import scan
+from sections import api, first_byte, iterate, large, listing, scan, shuffle, writing
 from world import World, open_world
 
 SECTIONS: dict[str, Callable[[World, Book, Plan], None]] = {
     "scan": scan.measure,
+    "shuffle": shuffle.measure,
+    "announced": shuffle.announced,
+    "large": large.measure,
+    "list": listing.measure,
+    "first-byte": first_byte.measure,
+    "iterate": iterate.measure,
+    "create": writing.create,
+    "bulk": writing.bulk,
+    "fsync": writing.fsync,
+    "api": api.measure,
 }
 WRITING = ("create", "bulk", "fsync")
 

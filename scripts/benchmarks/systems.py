@@ -10,7 +10,7 @@ from pathlib import Path
 import processes
 from book import Book
 from mounting import Mounted, mounted
-from world import PROGRAM, Data, World
+from world import PROGRAM, Data, World, evict
 
 NULL, NULL_C, OURS = "null pyfuse3", "null C", "datas3tfs"
 RCLONE, S3FS, RATARMOUNT = "rclone mount", "s3fs", "ratarmount"
@@ -22,7 +22,9 @@ def null(world: World, count: int, size: int, *, writable: bool = False) -> Iter
     """The null file system of the binding that we use."""
     path = world.mountpoint()
     options = ["--write"] if writable else []
-    with mounted(processes.script("nullfs.py", path, count, size, *options), path, world.env, world.log) as found:
+    with mounted(
+        processes.script("nullfs.py", path, count, size, *options), path, world.env, world.log
+    ) as found:
         yield found
 
 
@@ -38,10 +40,12 @@ def null_c(world: World, count: int, size: int) -> Iterator[Mounted]:
 
 @contextmanager
 def ours(world: World, data: Data, *, cold: bool, options: tuple[str, ...] = ()) -> Iterator[Mounted]:
-    """datas3tfs, read-only; *cold*: with nothing in its caches."""
+    """datas3tfs, read-only; *cold*: with nothing in its caches, else with them on disk."""
     path = world.mountpoint()
     if cold:
-        shutil.rmtree(world.scratch / "cache", ignore_errors=True)
+        shutil.rmtree(world.cache, ignore_errors=True)
+    else:
+        evict(world.cache)
     command = [*PROGRAM, "mount", path, "--dataset", data.name, "--read-only", *options]
     with mounted(command, path, world.env, world.log) as found:
         yield found
@@ -72,9 +76,7 @@ def s3fs(world: World, prefix: str) -> Iterator[Mounted]:
     """An object per file, through s3fs."""
     path, secret = world.mountpoint(), world.scratch / "s3fs-keys"
     secret.touch(0o600)
-    secret.write_text(
-        f"{world.env['DATAS3TFS_S3_ACCESS_KEY']}:{world.env['DATAS3TFS_S3_SECRET_KEY']}\n"
-    )
+    secret.write_text(f"{world.env['DATAS3TFS_S3_ACCESS_KEY']}:{world.env['DATAS3TFS_S3_SECRET_KEY']}\n")
     options = (
         f"url={world.endpoint},use_path_request_style,passwd_file={secret},ro,sigv4,endpoint=us-east-1,"
         "notsup_compat_dir,stat_cache_expire=3600,enable_noobj_cache,no_check_certificate"

@@ -6,17 +6,19 @@ from book import Book, Row
 
 # Of the figures a sample may have: heading and how one is written.
 FIGURES = {
-    "gets_per_file": ("GET/file", "8.3f"),
-    "puts": ("PUTs", "6.0f"),
-    "fetched_per_byte": ("fetched/read", "6.3f"),
-    "reads_per_file": ("READ/file", "7.3f"),
-    "pushed_unread": ("pushed unread", "6.1%"),
-    "cpu_ms_per_file": ("CPU ms/file", "8.4f"),
-    "cpu": ("CPU s", "6.2f"),
-    "memory": ("RSS MiB", "6.0f"),
-    "slab_per_entry": ("slab B/entry", "6.0f"),
-    "p50": ("p50 ms", "8.3f"),
-    "p99": ("p99 ms", "8.3f"),
+    "gets_per_file": ("GET/file", ".3f"),
+    "puts": ("PUTs", ".0f"),
+    "fetched_per_byte": ("fetched/read", ".3f"),
+    "reads_per_file": ("READ/file", ".3f"),
+    "pushed_unread": ("pushed unread", ".1%"),
+    "cpu_ms_per_file": ("CPU ms/file", ".4f"),
+    "cpu": ("CPU s", ".2f"),
+    "memory": ("RSS MiB", ".0f"),
+    "slab_per_entry": ("slab B/entry", ".0f"),
+    "first_line": ("first line s", ".3f"),
+    "flush": ("flush s", ".2f"),
+    "p50": ("p50 ms", ".3f"),
+    "p99": ("p99 ms", ".3f"),
 }
 SCALE = {"memory": 1 / 2**20, "p50": 1e3, "p99": 1e3}
 
@@ -37,8 +39,8 @@ def lines(row: Row) -> list[str]:
         for figure, (heading, form) in FIGURES.items():
             spread = row.spread(party, figure)
             if spread is not None:
-                rest.append(f"{heading} {spread.median * SCALE.get(figure, 1):{form}}".replace("  ", ""))
-        shown.append(f"{text:58} {'  '.join(rest)}".rstrip())
+                rest.append(f"{heading} {spread.median * SCALE.get(figure, 1):{form}}")
+        shown.append(f"{text:56} {', '.join(rest)}".rstrip())
     return shown + goal_lines(row)
 
 

@@ -1,6 +1,6 @@
 """Stream samples from TARs with webdataset, in one process; runs in the environment of the peers.
 
-    python webdataset_reader.py     (a JSON object on standard input: urls, seconds)
+python webdataset_reader.py     (a JSON object on standard input: urls, seconds)
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The stack that is measured: Postgres, S3 server, relay, compiled programs, datasets; one for a whole run.
 
-The stack lies in memory where there is room (/dev/shm), so that no disk decides how fast the S3 server is and
-emptying the page cache does not slow it; caches, journals and logs lie on disk, as a user's do. Not for what
+The stack lies in memory where there is room (/dev/shm), so that no disk decides how fast the S3 server is;
+caches, journals and logs lie on disk, as a user's do. Not for what
 is measured (sections/) nor for how (sampling.py). For one thread.
 """
 
@@ -76,6 +76,10 @@ class World:
     known: dict[str, Data] = field(default_factory=dict)
 
     @property
+    def cache(self) -> Path:
+        return self.scratch / "cache"
+
+    @property
     def log(self) -> Path:
         return self.scratch / "log"
 
@@ -116,7 +120,9 @@ class World:
             tars.write(path, part)
             self.ours("upload-tar", name, path)
         path.unlink()
-        answer = self.s3(self.direct).list_objects_v2(Bucket=self.bucket, Prefix=f"datas3t/{name}/dataranges/")
+        answer = self.s3(self.direct).list_objects_v2(
+            Bucket=self.bucket, Prefix=f"datas3t/{name}/dataranges/"
+        )
         objects = sorted(one["Key"] for one in answer["Contents"] if one["Key"].endswith(".tar"))
         return Data(name, count, size, parts, objects)
 
@@ -138,11 +144,16 @@ class World:
         return keys
 
 
-def drop_caches() -> None:
-    """Empty the page cache and the slab where we may."""
-    os.sync()
-    if os.geteuid() == 0:
-        Path("/proc/sys/vm/drop_caches").write_text("3")
+def evict(directory: Path) -> None:
+    """Take what the files of *directory* hold out of the page cache, so that it is read from disk again.
+
+    Emptying the whole page cache instead would also throw out the programs that are about to be started.
+    """
+    for path in directory.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fdatasync(file.fileno())
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 @contextmanager
@@ -165,7 +176,9 @@ def open_world(peers: Path | None) -> Iterator[World]:
         stack.callback(run, [*PROGRAM, "local", "down", "--dir", home], env)
         env |= run([*PROGRAM, "local", "env", "--dir", home, "--json"], env).document
         settings = tomllib.loads(Path(env["DATAS3TFS_CONFIG"]).read_text())
-        env |= {f"DATAS3TFS_{name.upper()}": str(value) for name, value in settings.items() if name[:3] == "s3_"}
+        env |= {
+            f"DATAS3TFS_{name.upper()}": str(value) for name, value in settings.items() if name[:3] == "s3_"
+        }
         direct = env["DATAS3TFS_S3_ENDPOINT"]
         port = int(direct.rpartition(":")[2])
         programs = compiling.compile_all(scratch)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import partial
 
 import processes
 import systems
@@ -11,9 +12,11 @@ import tars
 from book import Book, Goal, Row, Sample
 from plan import KIB, MIB, Contestant, Plan, one_round, size_name
 from processes import run
-from sampling import LIMIT, before, counters, from_counters, program, raw, read_mount, read, whole
+from sampling import LIMIT, before, counters, from_counters, program, raw, read, read_mount, whole
 from systems import BOTO3, LOCAL, NULL, NULL_C, OURS, RATARMOUNT, RAW, RCLONE, S3FS, WEBDATASET
-from world import Data, World, drop_caches
+from world import Data, World
+
+from sections.iterate import webdataset
 
 STEP = 8 * MIB  # bytes of one range request, as the mount's
 AHEAD = 8  # of those at once; more of them were not faster
@@ -31,7 +34,9 @@ def measure(world: World, book: Book, plan: Plan) -> None:
         latencies = plan.latencies if size < MIB else (0, 10)
         rows = {latency: _row(book, data, latency) for latency in latencies}
         turns = {latency: _contestants(world, data, latency, plan, present) for latency in latencies}
-        slow = {latency: _peers(world, data, plan, present) for latency in latencies if _peers_at(data, latency)}
+        slow = {
+            latency: _peers(world, data, plan, present) for latency in latencies if _peers_at(data, latency)
+        }
         for number in range(plan.rounds):
             for latency in latencies:
                 world.relay.delay(latency)
@@ -85,18 +90,13 @@ def _contestants(
     def gets() -> Mapping[str, Sample]:
         return {RAW: raw(world, data, whole(data, STEP), threads=AHEAD)}
 
-    def webdataset() -> Mapping[str, Sample]:
-        job = json.dumps({"urls": [world.signed(key) for key in data.objects], "seconds": NULL_SECONDS})
-        command = [world.peers, processes.HERE / "webdataset_reader.py"]
-        return {WEBDATASET: program(world, lambda: run(command, world.env, LIMIT, job), before(world))}
-
     found: dict[str, Contestant] = {
         NULL: null,
         OURS: lambda: scan_ours(world, data),
         RAW: gets,
     }
     if latency <= 10 and WEBDATASET in present:
-        found[WEBDATASET] = webdataset
+        found[WEBDATASET] = partial(webdataset, world, data)
     if latency == 0:
         found[LOCAL] = lambda: _local(world, data)
         if NULL_C in present:
@@ -106,7 +106,6 @@ def _contestants(
 
 def scan_ours(world: World, data: Data) -> Mapping[str, Sample]:
     """Read all with nothing cached; again; and after a new mount, with what the disk has."""
-    drop_caches()
     since = before(world)
     with systems.ours(world, data, cold=True) as mount:
         cold = read_mount(world, mount, since)
@@ -115,7 +114,6 @@ def scan_ours(world: World, data: Data) -> Mapping[str, Sample]:
         cold["memory_of_limit"] = cold["memory"] / (150 * MIB + BUDGET + 20 * data.count)
         warm = read_mount(world, mount, before(world))
         warm |= from_counters(warm, counters(world, mount), first)
-    drop_caches()
     since = before(world)
     with systems.ours(world, data, cold=False) as mount:
         disk = read_mount(world, mount, since)
@@ -179,11 +177,11 @@ def relay_cost(world: World, book: Book, plan: Plan) -> None:
     world.relay.delay(0)
     data = world.data(size_name(100 * KIB), plan.files(100 * KIB), 100 * KIB)
     ranges = [data.place(key) for key in range(0, data.count, 2)]
-    row = book.row("relay", f"what the relay costs ({world.relay.kind}): raw GETs with and without", "files/s")
+    row = book.row(
+        "relay", f"what the relay costs ({world.relay.kind}): raw GETs with and without", "files/s"
+    )
     for _ in range(plan.rounds):
         for name, endpoint in (("direct", world.direct), ("relay", world.endpoint)):
             row.add(f"8 MiB, {name}", raw(world, data, whole(data, STEP), threads=AHEAD, endpoint=endpoint))
             each = raw(world, data, ranges, threads=AHEAD, each_a_file=True, endpoint=endpoint)
             row.add(f"100 KiB, {name}", each)
-
-
