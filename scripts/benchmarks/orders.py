@@ -1,4 +1,4 @@
-"""Orders in which files are read: the same for everybody in a round, another one in the next. Plain functions."""
+"""Orders to read files in: the same for all in a round, another one in the next. Plain functions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much is measured: rounds and amounts, for a full run and a quick one; and who goes when. Plain values."""
+"""How much is measured, in a full run and in a quick one, and who goes when. Plain values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The file systems that are compared: how each is mounted. Not for reading them (sampling.py). Plain values."""
+"""The file systems compared: how each is mounted. Not for reading them (sampling.py). Plain values."""
 
 from __future__ import annotations
 

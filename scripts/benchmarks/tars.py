@@ -11,6 +11,7 @@ import os
 import tarfile
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -51,15 +52,16 @@ def name_of(key: int) -> str:
 def cut(count: int, size: int, tar_bytes: int) -> list[Tar]:
     """Spread *count* files over TARs of about *tar_bytes*, equally."""
     stride = Tar(0, 1, size).stride
-    number = max(1, round(count * stride / tar_bytes))
+    number = min(count, max(1, round(count * stride / tar_bytes)))
     edges = [count * i // number for i in range(number + 1)]
-    return [Tar(first, stop - first, size) for first, stop in zip(edges, edges[1:], strict=False)]
+    return [Tar(first, stop - first, size) for first, stop in pairwise(edges)]
 
 
 @cache
 def noise(size: int) -> bytes:
-    """Return *size* random bytes, always the same ones."""
-    return os.urandom(size)
+    """Return *size* bytes, random and always the same ones, the first mebibyte again and again."""
+    piece = os.urandom(min(size, 1 << 20))
+    return (piece * -(-size // max(len(piece), 1)))[:size]
 
 
 def contents(first: int, count: int, size: int) -> np.ndarray:
@@ -98,7 +100,11 @@ def write(path: Path, tar: Tar) -> None:
         for first in range(tar.first, tar.first + tar.count, step):
             count = min(step, tar.first + tar.count - first)
             heads, bodies = headers(first, count, tar.size), contents(first, count, tar.size)
-            file.write(np.concatenate((heads, bodies), axis=1).tobytes())
+            if count == 1:  # large: not copied together
+                file.write(heads.data)
+                file.write(bodies.data)
+            else:
+                file.write(np.concatenate((heads, bodies), axis=1).data)
         file.write(END)
 
 

@@ -127,7 +127,7 @@ class World:
         return Data(name, count, size, parts, objects)
 
     def plain_objects(self, data: Data, count: int) -> list[str]:
-        """Return the keys of the first *count* files of *data* as an object each, put when first asked for."""
+        """Return the keys of the first *count* files of *data* as objects, put when first asked for."""
         keys = [f"{data.prefix}/{tars.name_of(key)}" for key in range(count)]
         stamp = self.scratch / f"{data.prefix}.done"
         if not stamp.exists():

@@ -1,4 +1,4 @@
-"""Reading in other orders than that of the keys: shuffled within a window, fully, and announced beforehand."""
+"""Reading in other orders than that of the keys: shuffled within a window, fully, and announced."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,11 @@ from world import PROGRAM, World
 
 UPLOAD, CLOSED = "multipart upload", f"{OURS} until close()"
 VISIBLE_LIMIT = 90.0  # seconds
+# As it comes it waits 5 seconds before it uploads, so that with few files the wait is all that counts.
+RCLONE_WRITING = {
+    RCLONE: ("--vfs-cache-mode=writes",),
+    f"{RCLONE}, tuned": ("--vfs-cache-mode=writes", "--vfs-write-back=0s", "--transfers=16"),
+}
 
 
 @contextmanager
@@ -95,14 +100,16 @@ def _create_ours(world: World, count: int, size: int, dataset: str) -> Mapping[s
 
 def _visible(world: World, book: Book, plan: Plan) -> None:
     present = systems.note_absent(world, book)
-    count, few, size = plan.pick(10_000, 2_000), plan.pick(300, 100), 4 * KIB
+    count, few, size = plan.pick(10_000, 2_000), plan.pick(2_000, 300), 4 * KIB
     title = f"create files of {size_name(size)} until another mount shows the last, 10 ms"
     row = book.row("visible", title, "files/s", [Goal(OURS, (RCLONE,), least=20)])
     world.relay.delay(10)
     for number in range(plan.rounds):
         turns = {OURS: partial(_visible_ours, world, count, size, f"visible-{number}")}
         if RCLONE in present and number < plan.slow_rounds:
-            turns[RCLONE] = partial(_visible_rclone, world, few, size, f"visible-{number}")
+            for party, options in RCLONE_WRITING.items():
+                prefix = f"visible-{number}-{len(options)}"
+                turns[party] = partial(_visible_rclone, world, few, size, prefix, party, options)
         one_round(plan, book, row, turns, number)
 
 
@@ -117,14 +124,15 @@ def _visible_ours(world: World, count: int, size: int, dataset: str) -> Mapping[
             return {OURS: _seen(path, count, begin)}
 
 
-def _visible_rclone(world: World, count: int, size: int, prefix: str) -> Mapping[str, Sample]:
-    options = ("--vfs-cache-mode=writes", "--vfs-write-back=0s", "--dir-cache-time=1h", "--transfers=16")
+def _visible_rclone(
+    world: World, count: int, size: int, prefix: str, party: str, options: Sequence[str]
+) -> Mapping[str, Sample]:
     watching = ("--read-only", "--vfs-cache-mode=off", "--dir-cache-time=200ms", "--attr-timeout=100ms")
     with systems.rclone(world, prefix, *options, where="writable") as mount:
         begin = time.perf_counter()
         write(world, mount.path, count, size)
         with systems.rclone(world, prefix, *watching) as other:
-            return {RCLONE: _seen(other.path, count, begin)}
+            return {party: _seen(other.path, count, begin)}
 
 
 def _seen(path: Path, count: int, begin: float) -> Sample:
@@ -149,9 +157,8 @@ def bulk(world: World, book: Book, plan: Plan) -> None:
             OURS: partial(_bulk_ours, world, size, f"bulk-{number}"),
         }
         one_round(plan, book, row, turns, number)
-        for key in (f"plain-bulk-{number}",):
-            world.s3(world.direct).delete_object(Bucket=world.bucket, Key=key)
-        world.ours("dataset", "clear", f"bulk-{number}")
+        world.s3(world.direct).delete_object(Bucket=world.bucket, Key=f"plain-bulk-{number}")
+        world.ours("dataset", "clear", f"bulk-{number}", "--yes")
 
 
 def _upload(world: World, size: int, number: int) -> Mapping[str, Sample]:
