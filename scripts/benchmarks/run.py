@@ -23,7 +23,7 @@ from types import FrameType
 import table
 from book import Book
 from plan import Plan
-from processes import Failed
+from processes import HERE, Failed, run
 from sections import api, first_byte, iterate, large, listing, scan, shuffle, writing
 from world import World, open_world
 
@@ -103,9 +103,8 @@ def main() -> None:
             options.json.write_text(json.dumps(document(book, took), indent=1) + "\n")
     print("\n".join(table.summary(book)))
     if options.chart:
-        import chart
-
-        chart.draw(book, options.chart)
+        python = options.peers or sys.executable
+        run([python, HERE / "chart.py", options.json, options.chart], dict(os.environ))
 
 
 if __name__ == "__main__":
