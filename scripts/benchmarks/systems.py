@@ -96,14 +96,9 @@ def ratarmount(world: World, data: Data) -> Iterator[Mounted]:
     stamp = indices / f"{data.name}.urls"
     if not stamp.exists():
         stamp.write_text("\n".join(world.signed(key) for key in data.objects))
-    command = [
-        world.peers.with_name("ratarmount"),
-        "-f",
-        "--use-backend",
-        "tarfile",
-        "--index-folders",
-        indices,
-    ]
+    # The signed address does not end in .tar; left to itself ratarmount takes a backend that reads wrongly.
+    options = ["-f", "--use-backend", "tarfile", "--index-folders", indices]
+    command = [world.peers.with_name("ratarmount"), *options]
     command += [*stamp.read_text().split("\n"), path]
     with mounted(command, path, world.env, world.log) as found:
         yield found
