@@ -21,14 +21,20 @@ class Programs:
 
 
 def compile_all(directory: Path) -> Programs:
-    fuse = subprocess.run(
-        ["pkg-config", "--cflags", "--libs", "fuse3"], capture_output=True, text=True, check=False
-    )
+    fuse = _fuse_flags()
     return Programs(
         relay=_compile(directory, "relay"),
         reader=_compile(directory, "reader"),
-        nullfs=_compile(directory, "nullfs", shlex.split(fuse.stdout)) if fuse.returncode == 0 else None,
+        nullfs=_compile(directory, "nullfs", fuse) if fuse else None,
     )
+
+
+def _fuse_flags() -> list[str]:
+    """Return what libfuse's headers and library need; nothing if they are not there."""
+    if shutil.which("pkg-config") is None:
+        return []
+    command = ["pkg-config", "--cflags", "--libs", "fuse3"]
+    return shlex.split(subprocess.run(command, capture_output=True, text=True, check=False).stdout)
 
 
 def _compile(directory: Path, name: str, flags: list[str] | None = None) -> Path | None:

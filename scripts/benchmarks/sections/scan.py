@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 
 import processes
 import systems
@@ -44,6 +46,7 @@ def measure(world: World, book: Book, plan: Plan) -> None:
                 if latency in slow and number < plan.slow_rounds and slow[latency]:
                     one_round(plan, book, rows[latency], slow[latency], number)
         _hidden(book, data, rows)
+        shutil.rmtree(_copy(world, data), ignore_errors=True)
     relay_cost(world, book, plan)
 
 
@@ -123,12 +126,16 @@ def scan_ours(world: World, data: Data) -> Mapping[str, Sample]:
 
 def _local(world: World, data: Data) -> Mapping[str, Sample]:
     """Read a copy in memory."""
-    copy = world.memory / f"copy-{data.name}"
+    copy = _copy(world, data)
     if not copy.exists():
         tars.write_files(copy, 0, data.count, data.size)
     read(world, copy)
     found = read(world, copy)
     return {LOCAL: {"rate": found["files"] / found["read"], "files": found["files"], "bytes": found["bytes"]}}
+
+
+def _copy(world: World, data: Data) -> Path:
+    return world.memory / f"copy-{data.name}"
 
 
 def _peers(world: World, data: Data, plan: Plan, present: set[str]) -> dict[str, Contestant]:
