@@ -126,6 +126,13 @@ class World:
         objects = sorted(one["Key"] for one in answer["Contents"] if one["Key"].endswith(".tar"))
         return Data(name, count, size, parts, objects)
 
+    def drop(self, prefix: str) -> None:
+        """Remove the objects under *prefix*, which fill memory though nobody reads them any more."""
+        s3 = self.s3(self.direct)
+        for page in s3.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix):
+            for one in page.get("Contents", ()):
+                s3.delete_object(Bucket=self.bucket, Key=one["Key"])
+
     def plain_objects(self, data: Data, count: int) -> list[str]:
         """Return the keys of the first *count* files of *data* as objects, put when first asked for."""
         keys = [f"{data.prefix}/{tars.name_of(key)}" for key in range(count)]

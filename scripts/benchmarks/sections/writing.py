@@ -85,6 +85,7 @@ def create(world: World, book: Book, plan: Plan) -> None:
                 OURS: partial(_create_ours, world, count, size, f"created-{size}-{number}"),
             }
             one_round(plan, book, row, turns, number)
+            world.drop(f"datas3t/created-{size}-{number}/")
     _visible(world, book, plan)
 
 
@@ -157,8 +158,8 @@ def bulk(world: World, book: Book, plan: Plan) -> None:
             OURS: partial(_bulk_ours, world, size, f"bulk-{number}"),
         }
         one_round(plan, book, row, turns, number)
-        world.s3(world.direct).delete_object(Bucket=world.bucket, Key=f"plain-bulk-{number}")
-        world.ours("dataset", "clear", f"bulk-{number}", "--yes")
+        world.drop(f"plain-bulk-{number}")
+        world.drop(f"datas3t/bulk-{number}/")
 
 
 def _upload(world: World, size: int, number: int) -> Mapping[str, Sample]:
