@@ -88,19 +88,17 @@ def s3fs(world: World, prefix: str) -> Iterator[Mounted]:
 
 @contextmanager
 def ratarmount(world: World, data: Data) -> Iterator[Mounted]:
-    """The same TARs, over HTTP, through ratarmount; its index is made when it is mounted first."""
+    """The same TARs through ratarmount; their index is made when they are mounted first."""
     assert world.peers is not None
-    path, indices = world.mountpoint(), world.scratch / "ratarmount"
-    indices.mkdir(exist_ok=True)
-    # A signed address differs each time, and with it what ratarmount takes the index of: sign once.
-    stamp = indices / f"{data.name}.urls"
-    if not stamp.exists():
-        stamp.write_text("\n".join(world.signed(key) for key in data.objects))
-    # The signed address does not end in .tar; left to itself ratarmount takes a backend that reads wrongly.
-    options = ["-f", "--use-backend", "tarfile", "--index-folders", indices]
-    command = [world.peers.with_name("ratarmount"), *options]
-    command += [*stamp.read_text().split("\n"), path]
-    with mounted(command, path, world.env, world.log) as found:
+    path = world.mountpoint()
+    env = world.env | {
+        "FSSPEC_S3_ENDPOINT_URL": world.endpoint,
+        "FSSPEC_S3_KEY": world.env["DATAS3TFS_S3_ACCESS_KEY"],
+        "FSSPEC_S3_SECRET": world.env["DATAS3TFS_S3_SECRET_KEY"],
+    }
+    command = [world.peers.with_name("ratarmount"), "-f", "--index-folders", world.scratch / "ratarmount"]
+    command += [*(f"s3://{world.bucket}/{key}" for key in data.objects), path]
+    with mounted(command, path, env, world.log) as found:
         yield found
 
 
