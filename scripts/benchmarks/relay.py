@@ -62,6 +62,7 @@ class NativeRelay:
     def stop(self) -> None:
         self._in.close()
         self._process.wait(10)
+        self._out.close()
 
 
 class TestRelay:
@@ -82,8 +83,9 @@ class TestRelay:
             text=True,
         )
         assert self._process.stdout is not None
+        self._out = self._process.stdout
         self.pid = self._process.pid
-        self.port = int(self._process.stdout.readline())
+        self.port = int(self._out.readline())
 
     def delay(self, milliseconds: float) -> None:
         if milliseconds != self._delay:
@@ -97,6 +99,7 @@ class TestRelay:
     def stop(self) -> None:
         self._process.terminate()
         self._process.wait(10)
+        self._out.close()
 
 
 def start(program: Path | None, upstream: int) -> Relay:

@@ -83,28 +83,49 @@ def interrupted(number: int, frame: FrameType | None) -> None:
     raise SystemExit(128 + number)
 
 
+class Printer:
+    """Prints the rows that are new and saves them all, also when a run is interrupted."""
+
+    def __init__(self, book: Book, file: Path) -> None:
+        self._book, self._file = book, file
+        self._took: dict[str, float] = {}
+        self._printed = 0
+
+    def section(self, name: str, seconds: float) -> None:
+        self._took[name] = round(seconds, 1)
+        for row in self._book.rows[self._printed :]:
+            print("\n".join(table.lines(row)), flush=True)
+        self._printed = len(self._book.rows)
+        print(f"-- {name}: {seconds:.0f} s", file=sys.stderr, flush=True)
+        self._file.write_text(json.dumps(document(self._book, self._took), indent=1) + "\n")
+
+
+def measure(world: World, book: Book, plan: Plan, name: str, printer: Printer) -> None:
+    begin = time.perf_counter()
+    try:
+        SECTIONS[name](world, book, plan)
+    except Failed as failure:
+        book.miss(name, str(failure))
+    finally:
+        printer.section(name, time.perf_counter() - begin)
+
+
 def main() -> None:
     options = arguments()
     plan = Plan(options.rounds or (2 if options.quick else 5), options.quick, options.verbose)
     signal.signal(signal.SIGTERM, interrupted)  # so that everything is unmounted
-    book, took, printed = Book(), dict[str, float](), 0
-    with open_world(options.peers) as world:
-        for name in options.only or SECTIONS:
-            begin = time.perf_counter()
-            try:
-                SECTIONS[name](world, book, plan)
-            except Failed as failure:
-                book.miss(name, str(failure))
-            took[name] = round(time.perf_counter() - begin, 1)
-            for row in book.rows[printed:]:
-                print("\n".join(table.lines(row)), flush=True)
-            printed = len(book.rows)
-            print(f"-- {name}: {took[name]:.0f} s", file=sys.stderr, flush=True)
-            options.json.write_text(json.dumps(document(book, took), indent=1) + "\n")
-    print("\n".join(table.summary(book)))
-    if options.chart:
-        python = options.peers or sys.executable
-        run([python, HERE / "chart.py", options.json, options.chart], dict(os.environ))
+    book = Book()
+    printer = Printer(book, options.json)
+    try:
+        with open_world(options.peers) as world:
+            for name in options.only or SECTIONS:
+                measure(world, book, plan, name, printer)
+        print("\n".join(table.summary(book)))
+        if options.chart:
+            python = options.peers or sys.executable
+            run([python, HERE / "chart.py", options.json, options.chart], dict(os.environ))
+    except Failed as failure:
+        raise SystemExit(f"bench: {failure}") from None
 
 
 if __name__ == "__main__":
