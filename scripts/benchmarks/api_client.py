@@ -22,7 +22,7 @@ import httpx
 from datas3tfs import Client
 
 AT_ONCE = 8  # connections
-CALLS = 4000  # in all
+CALLS = 1000  # in all
 MEMBER = 1 << 20  # bytes of one datapoint
 
 

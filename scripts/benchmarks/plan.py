@@ -33,7 +33,7 @@ class Plan:
     @property
     def slow_rounds(self) -> int:
         """Rounds of those who are so slow that the spread does not matter."""
-        return min(self.rounds, 3)
+        return min(self.rounds, self.pick(3, 1))
 
     @property
     def slow_seconds(self) -> float:
