@@ -1,7 +1,9 @@
 """Mount something and take it away again, for sure and within a time.
 
 A FUSE daemon that hangs leaves its callers in sleep that no signal ends, so every mount ends with: SIGTERM,
-SIGKILL, lazy unmount, and the connection's abort file. Not for what is mounted (systems.py). For one thread.
+SIGKILL, lazy unmount, and the connection's abort file; and a timer does that to a mount that lasts too long,
+because this very process may be the one that sleeps. Not for what is mounted (systems.py). For one thread;
+the timers have theirs.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -19,6 +22,7 @@ from processes import Failed
 
 READY_LIMIT = 60.0  # seconds; a peer may read whole TARs first
 LEAVE_LIMIT = 20.0
+LIFE_LIMIT = 300.0
 CONNECTIONS = Path("/sys/fs/fuse/connections")
 
 
@@ -41,15 +45,21 @@ def mounted(
     with log.open("ab") as errors:
         process = subprocess.Popen(words, env=env, stdin=subprocess.DEVNULL, stdout=errors, stderr=errors)
     device: int | None = None
+    watchdog: threading.Timer | None = None
     try:
         while not os.path.ismount(path):
             if process.poll() is not None or time.monotonic() > begin + READY_LIMIT:
                 raise Failed(f"{' '.join(words[:5])}: did not mount; see {log}: {_last_line(log)}")
             time.sleep(0.01)
         device = _device(path)
+        watchdog = threading.Timer(LIFE_LIMIT, _cut_off, (process, device))
+        watchdog.daemon = True
+        watchdog.start()
         yield Mounted(path, process.pid, time.monotonic() - begin)
     finally:
         _end(process, path, device)
+        if watchdog is not None:
+            watchdog.cancel()
 
 
 def _last_line(log: Path) -> str:
@@ -81,6 +91,12 @@ def _end(process: subprocess.Popen[bytes], path: Path, device: int | None) -> No
         _abort(device)
         with suppress(subprocess.TimeoutExpired):
             process.wait(LEAVE_LIMIT)
+
+
+def _cut_off(process: subprocess.Popen[bytes], device: int | None) -> None:
+    """Wake whoever waits for the mount, with an error: the kernel gives one when the daemon is gone."""
+    process.kill()
+    _abort(device)
 
 
 def _abort(device: int | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -58,7 +59,7 @@ def one_round(plan: Plan, book: Book, row: Row, contestants: dict[str, Contestan
         try:
             for party, sample in contestants[name]().items():
                 row.add(party, sample)
-        except Failed as failure:
+        except (Failed, OSError, subprocess.TimeoutExpired) as failure:
             book.miss(f"{name} ({row.name})", str(failure))
             del contestants[name]
         if plan.verbose:

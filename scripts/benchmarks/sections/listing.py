@@ -82,11 +82,12 @@ def _list(
 def _timed(command: list[str]) -> tuple[float, float, int]:
     """Run *command*; return seconds to its first output and to its end, and how many lines came."""
     begin = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, env={"PATH": "/usr/bin:/bin", "LC_ALL": "C"})
+    env = {"PATH": "/usr/bin:/bin", "LC_ALL": "C"}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, env=env, bufsize=0)
     assert process.stdout is not None
     first, lines = 0.0, 0
     with process.stdout as out:
-        while piece := out.read1(1 << 20):
+        while piece := out.read(1 << 20):
             first = first or time.perf_counter() - begin
             lines += piece.count(b"\n")
     if process.wait(LIMIT):
