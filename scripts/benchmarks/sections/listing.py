@@ -40,7 +40,9 @@ def measure(world: World, book: Book, plan: Plan) -> None:
             if plan.quick and name != "ls -f" and count > 10_000:
                 continue
             goals = _goals(name, count)
-            row = book.row(f"{name}-{count}", f"`{name}` of {count:,} datapoints", "entries/s", goals)
+            row = book.row(
+                f"{name.replace(' ', '')}-{count}", f"`{name}` of {count:,} datapoints", "entries/s", goals
+            )
             for number in range(rounds):
                 turns = {
                     party: partial(_list, world, party, mounting, command, count)
