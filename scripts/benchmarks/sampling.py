@@ -118,8 +118,12 @@ def program(world: World, what: Callable[[], processes.Done], since: Before) -> 
 
 
 def counters(world: World, mount: Mounted) -> dict[str, int]:
-    """Return the counters of a mount of ours."""
-    found: dict[str, int] = world.ours("stats", mount.path, "--json").document["counters"]
+    """Return the counters of a mount of ours, as `datas3tfs stats` does, which takes a second to start."""
+    try:
+        document = json.loads(os.getxattr(mount.path, "user.datas3t.stats"))
+    except OSError:
+        document = world.ours("stats", mount.path, "--json").document
+    found: dict[str, int] = document["counters"]
     return found
 
 
