@@ -11,9 +11,8 @@ import os
 import sys
 import time
 
-import boto3
+import clients
 from boto3.s3.transfer import TransferConfig
-from botocore.config import Config
 
 PART = 8 * 1024 * 1024  # as datas3tfs begins
 AT_ONCE = 4
@@ -37,14 +36,7 @@ class Source(io.RawIOBase):
 
 def main() -> None:
     key, size = sys.argv[1], int(sys.argv[2])
-    client = boto3.client(
-        "s3",
-        endpoint_url=os.environ["DATAS3TFS_S3_ENDPOINT"],
-        aws_access_key_id=os.environ["DATAS3TFS_S3_ACCESS_KEY"],
-        aws_secret_access_key=os.environ["DATAS3TFS_S3_SECRET_KEY"],
-        region_name="us-east-1",
-        config=Config(s3={"addressing_style": "path"}, request_checksum_calculation="when_required"),
-    )
+    client = clients.s3()
     config = TransferConfig(multipart_chunksize=PART, max_concurrency=AT_ONCE)
     begin = time.perf_counter()
     client.upload_fileobj(Source(size), os.environ["DATAS3TFS_S3_BUCKET"], key, Config=config)

@@ -1,6 +1,6 @@
 """Measure HTTP API and Python client: presigning beside an empty answer, transfers beside plain boto3.
 
-python api.py URL SCRATCH DATASET SIZE ROUNDS     (S3 from DATAS3TFS_S3_*; prints JSON)
+python api_client.py URL SCRATCH DATASET SIZE ROUNDS     (S3 from DATAS3TFS_S3_*; prints JSON)
 
 The dataset exists and is empty. SIZE bytes are uploaded and downloaded in each round, by us and by boto3.
 """
@@ -10,21 +10,19 @@ from __future__ import annotations
 import io
 import json
 import os
-import statistics
 import sys
 import tarfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import boto3
+import clients
 import httpx
-from botocore.config import Config
 
 from datas3tfs import Client
 
 AT_ONCE = 8  # connections
-CALLS = 4000  # in all
+CALLS = 1000  # in all
 MEMBER = 1 << 20  # bytes of one datapoint
 
 
@@ -67,14 +65,7 @@ def main() -> None:
         *map(int, sys.argv[4:6]),
     )
     bucket = os.environ["DATAS3TFS_S3_BUCKET"]
-    s3 = boto3.client(
-        "s3",
-        endpoint_url=os.environ["DATAS3TFS_S3_ENDPOINT"],
-        aws_access_key_id=os.environ["DATAS3TFS_S3_ACCESS_KEY"],
-        aws_secret_access_key=os.environ["DATAS3TFS_S3_SECRET_KEY"],
-        region_name="us-east-1",
-        config=Config(s3={"addressing_style": "path"}, request_checksum_calculation="when_required"),
-    )
+    s3 = clients.s3()
     times: dict[str, list[float]] = {name: [] for name in ("put", "plain_put", "get", "plain_get")}
     first = 0
     with Client(url) as client:
@@ -97,13 +88,11 @@ def main() -> None:
         )
         for _ in range(rounds)
     ]
-    result = {name: statistics.median(found) for name, found in times.items()}
-    result |= {
-        "bytes": size,
-        "empty_per_s": statistics.median(empty for empty, _ in calls),
-        "presign_per_s": statistics.median(full for _, full in calls),
-    }
-    print(json.dumps(result))
+    rounds = [
+        {name: found[number] for name, found in times.items()} | {"empty_per_s": empty, "presign_per_s": full}
+        for number, (empty, full) in enumerate(calls)
+    ]
+    print(json.dumps({"rounds": rounds}))
 
 
 if __name__ == "__main__":
