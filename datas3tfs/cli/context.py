@@ -16,7 +16,8 @@ import typer
 from datas3tfs import config
 from datas3tfs.errors import Invalid
 
-Mountpoint = Annotated[Path, typer.Argument(help="The directory.", metavar="MOUNTPOINT")]
+# Not looked at before the command does: what is mounted there may be dead, or just dying.
+Mountpoint = Annotated[Path, typer.Argument(help="The directory.", metavar="MOUNTPOINT", readable=False)]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 

@@ -243,13 +243,15 @@ class Operations(pyfuse3.Operations):
         self, inode: pyfuse3.InodeT, name: pyfuse3.XAttrNameT, ctx: pyfuse3.RequestContext
     ) -> bytes:
         text = os.fsdecode(name)
+        if not text.startswith("user."):  # so that ls asks once, and not for every file
+            raise pyfuse3.FUSEError(errno.EOPNOTSUPP)
         if text == STATS and inode == ROOT:
             return json.dumps(self._stats()).encode()
         if text.startswith(PREFETCH) and self.control is not None:
             result = self.control.result(text.removeprefix(PREFETCH))
             if result is not None:
                 return json.dumps(result).encode()
-        values = await self._xattrs(inode) if text.startswith("user.") else {}
+        values = await self._xattrs(inode)
         if text not in values:
             raise pyfuse3.FUSEError(pyfuse3.ENOATTR)
         return values[text].encode()

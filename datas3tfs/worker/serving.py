@@ -27,6 +27,7 @@ import socket
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -40,6 +41,7 @@ from datas3tfs.fs.notifier import Notifier
 from datas3tfs.fs.readahead import widen_read_ahead
 from datas3tfs.objects.fetching import Fetcher, Flight
 from datas3tfs.objects.settings import S3Settings
+from datas3tfs.objects.translate import quiet_libraries
 from datas3tfs.worker.frames import Frames, Words, frame
 
 log = logging.getLogger(__name__)
@@ -54,10 +56,14 @@ _SPARE = 16  # of memory, one part in so many must be available for pushes to go
 
 def serve(connection: socket.socket) -> None:
     """Do what is asked until the other side hangs up."""
+    quiet_libraries()
     server = _Server(connection)
     frames, descriptors = Frames(), array.array("i")
     while True:
-        data, ancillary, _, _ = connection.recvmsg(_RECEIVED, socket.CMSG_SPACE(_DESCRIPTORS * 4))
+        try:
+            data, ancillary, _, _ = connection.recvmsg(_RECEIVED, socket.CMSG_SPACE(_DESCRIPTORS * 4))
+        except ConnectionError:  # answers that it had not taken
+            return
         if not data:
             return
         for level, kind, content in ancillary:
@@ -122,7 +128,7 @@ class _Server:
                     {"error": "Unavailable", "text": f"unexpected failure ({type(exc).__name__})"},
                     b"",
                 )
-            with self._lock:
+            with self._lock, suppress(OSError):  # it has hung up
                 self._connection.sendall(frame(words | {"id": number}, payload))
 
         pool.submit(run)

@@ -29,12 +29,6 @@ from tests.harness.mounts import Mount, Stack, refusing, until
 SECONDS = 10.0  # for whatever must not hang
 
 
-def workers_of(mount: Mount) -> list[int]:
-    """Return the processes of a mount beside the one that answers."""
-    children = Path(f"/proc/{mount.pid}/task/{mount.pid}/children").read_text().split()
-    return [int(child) for child in children]
-
-
 def read_elsewhere(path: Path) -> subprocess.Popen[bytes]:
     """Begin to read a file in another process: one that hangs can then be left alone."""
     return subprocess.Popen(["cat", str(path)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -145,7 +139,7 @@ def slow(stack: Stack, proxy: FaultProxy, tmp_path: Path) -> Stack:
 def test_the_daemon_is_killed_while_readers_wait(slow: Stack, proxy: FaultProxy) -> None:
     with slow.mount(cold=True) as opened:
         names = sorted(os.listdir(opened.path / "d"))
-        (worker,) = workers_of(opened)
+        (worker,) = opened.workers()
         with stalled(opened, proxy, [opened.path / "d" / name for name in names[::40]]):
             opened.kill9()
         until(lambda: not Path(f"/proc/{worker}").exists(), SECONDS, "the worker ending, too")
@@ -185,7 +179,7 @@ def test_the_worker_is_killed_and_the_mount_goes_on(library: Library) -> None:
         folder = opened.path / "small"
         names = sorted(os.listdir(folder))
         assert read_all(folder, names[:200]) == {name: content[name] for name in names[:200]}
-        (worker,) = workers_of(opened)
+        (worker,) = opened.workers()
         os.kill(worker, signal.SIGKILL)
         assert read_all(folder, names[200:]) == {name: content[name] for name in names[200:]}
         until(lambda: "has died" in opened.log, what="a warning")
@@ -196,7 +190,7 @@ def test_what_is_removed_goes_without_a_worker_too(stack: Stack, tmp_path: Path)
     stack.ingest("d", write_folder(tmp_path / "src", samples([100] * 10)))
     with stack.mount() as opened:
         assert len(os.listdir(opened.path / "d")) == 10
-        os.kill(workers_of(opened)[0], signal.SIGKILL)
+        os.kill(opened.workers()[0], signal.SIGKILL)
         stack.run("dataset", "clear", "d", "--yes")
         until(lambda: not (opened.path / "d" / key_name(3)).exists(), what="going")
 

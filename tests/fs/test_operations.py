@@ -720,9 +720,15 @@ async def test_the_attributes_of_datasets_and_of_the_mount() -> None:
         assert json.loads(await kernel.xattr(ROOT, b"user.datas3t.stats")) == {"answer": 42}
 
 
-@pytest.mark.parametrize(
-    "name", [b"user.datas3t.none", b"user.", b"security.capability", b"system.posix_acl_access", b"user.\xff"]
-)
+@pytest.mark.parametrize("name", [b"security.capability", b"security.selinux", b"system.posix_acl_access"])
+async def test_attributes_of_other_kinds_are_not_supported_as_ls_understands(name: bytes) -> None:
+    async with small() as (_, kernel, _):
+        for path in ([], [b"photos"], [b"photos", FIVE]):
+            with refused(errno.EOPNOTSUPP):
+                await kernel.xattr(await kernel.inode(*path), name)
+
+
+@pytest.mark.parametrize("name", [b"user.datas3t.none", b"user.", b"user.\xff"])
 async def test_attributes_that_are_not_there_are_said_to_be_absent(name: bytes) -> None:
     async with small() as (_, kernel, _):
         for path in ([], [b"photos"], [b"photos", FIVE]):

@@ -145,6 +145,11 @@ class Mount:
         """The daemon's."""
         return self.process.pid
 
+    def workers(self) -> list[int]:
+        """Return the processes that the daemon has beside it; they end with it."""
+        children = Path(f"/proc/{self.pid}/task/{self.pid}/children")
+        return [int(child) for child in children.read_text().split()] if children.exists() else []
+
     @property
     def log(self) -> str:
         """What the daemon has written to stderr so far."""
@@ -196,8 +201,10 @@ class Mount:
 
     def kill9(self) -> None:
         """Kill the daemon as the kernel's memory killer would; its mount stays behind, dead."""
+        workers = self.workers()
         self.process.kill()
         self.process.wait(_LEAVE_LIMIT)
+        until(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers), what="its end")
         self._disarm()
 
     def _disarm(self) -> None:
