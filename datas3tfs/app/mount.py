@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
 import os
@@ -93,6 +94,7 @@ async def serve_mount(
         stats = _stats(services, pool, mountpoint, options.dataset)
         shell = _Shell(services, snapshots, tree, pool, blocks, link)
         sys.setswitchinterval(_SWITCH_INTERVAL)
+        gc.freeze()  # what was made so far stays: looking through it for garbage would halt the loop for long
         if options.journal_dir is None:
             operations = Operations(tree, reader, attributes, services.counters, stats, only)
             operations.control = control

@@ -14,10 +14,10 @@ from __future__ import annotations
 import itertools
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
-from anyio import to_thread
+from anyio import CapacityLimiter, to_thread
 
 from datas3tfs.client.ahead import Ahead
 from datas3tfs.client.flow import Flows, Stretch
@@ -31,6 +31,7 @@ from datas3tfs.wire.answers import Segment
 _WINDOW = 1 << 16  # keys whose checksums are asked for at once: about 700 KB of JSON
 _SPANS = 1000  # … and dataranges, where these are known: the server fetches the indices of all in a minute
 _ATTEMPTS = 3  # at the same datapoint
+_THREADS = 8  # that look through what has come: more would wait for the interpreter lock
 _SHORT = 64 << 10  # bytes that are looked through in no time: a millisecond, if they are of empty datapoints
 
 
@@ -63,6 +64,8 @@ class Reading:
 
     server: Server
     flows: Flows
+    # Not those that everybody shares: whoever waits for us may have all of them.
+    threads: CapacityLimiter = field(default_factory=partial(CapacityLimiter, _THREADS))
 
     async def walk(
         self, dataset: str, keys: Span, make_sink: Callable[[int], Sink]
@@ -156,7 +159,7 @@ class Reading:
                     if number != current:
                         walkers[current].finish()
                         current = number
-                    found = await _feed(walkers[current], data)
+                    found = await self._feed(walkers[current], data)
                     yield Step(data, found, walkers[current].tail)
             walkers[current].finish()
         except Mangled as exc:
@@ -166,12 +169,11 @@ class Reading:
         except Refused as exc:
             raise _Trouble(Unavailable(f"{segments[current].object_key}: {exc}")) from None
 
-
-async def _feed(walker: Walker, data: memoryview) -> list[Walked]:
-    """Let *walker* take in *data*, in a worker thread unless that would cost more."""
-    if len(data) < _SHORT:
-        return walker.feed(data)
-    return await to_thread.run_sync(walker.feed, data)
+    async def _feed(self, walker: Walker, data: memoryview) -> list[Walked]:
+        """Let *walker* take in *data*, in a worker thread unless that would cost more."""
+        if len(data) < _SHORT:
+            return walker.feed(data)
+        return await to_thread.run_sync(walker.feed, data, limiter=self.threads)
 
 
 def _keys_of(segment: Segment) -> Span:

@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 _RENEW_SECONDS = 60.0  # a holder expires after ten minutes without renewal
 _AHEAD_SECONDS = 0.5  # how much creating is leased in one go …
 _AHEAD_LIMIT = 1024  # … but never more keys
+_GROWTH = 4  # times what was created in order so far: a new run waits for Postgres six times until it is long
 _AHEAD_LOW = 4  # if no more than a fourth of that is left, more is leased before it is needed
 _IDLE_SECONDS = 1.0  # what is leased ahead, and not used for so long, is given back
 _TAKEN_SECONDS = 2.5  # how long a key must be taken to be so: longer than others hold keys ahead
@@ -298,7 +299,7 @@ def _ahead(held: _Held, key: int, now: float) -> int:
     # Several processes may write in order, at once, or one in nearly that order.
     start = held.keys.start_before(key - 1)
     run = max(held.streak, 0 if start is None else key - start)
-    return max(1, min(_AHEAD_LIMIT, 2 * run, int(_AHEAD_SECONDS / max(held.interval, 1e-4))))
+    return max(1, min(_AHEAD_LIMIT, _GROWTH * run, int(_AHEAD_SECONDS / max(held.interval, 1e-4))))
 
 
 def _unused(held: _Held, entries: Entries, dataset_id: DatasetId, kept: list[Span]) -> list[Span]:

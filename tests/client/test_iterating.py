@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing, closing
 
 import pytest
+from anyio import to_thread
 
 from datas3tfs import Client
 from datas3tfs.client import Datapoint, reading
@@ -77,6 +78,19 @@ def test_the_first_few_cost_little(many: tuple[Site, str]) -> None:
     ):
         assert [next(found).key for _ in range(100)] == list(range(100))
     assert site.s3.requests("GET", DATA) == 1
+
+
+def test_it_goes_on_while_all_common_threads_are_taken(many: tuple[Site, str], run: Run[None]) -> None:
+    site, dataset = many
+
+    async def work() -> None:
+        async with site.client() as client:
+            common = to_thread.current_default_thread_limiter()
+            common.total_tokens = 1
+            async with common:
+                assert len(await everything(client, dataset, 0, COUNT)) == COUNT
+
+    run(work)
 
 
 def test_windows_follow_each_other(
