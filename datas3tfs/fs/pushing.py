@@ -1,11 +1,11 @@
 """Put content into the kernel's page cache before it is asked for: a READ less for each small file.
 
-What was fetched ahead, and is right, goes to the kernel file by file, by the worker (worker/serving.py): it
-waits while a READ of that file is under way, and the event loop is who answers it. Only files the
-kernel has looked up or listed can take it. Of large datapoints nothing is pushed: their READs are few.
+What was fetched ahead, and is right, goes to the kernel piece by piece (core/reads.py), by the worker
+(worker/serving.py): it waits while a READ of that file is under way, and the event loop is who answers it.
+Only files the kernel has looked up or listed can take it.
 
 Where every page is there before it is asked for, and files are not opened at our door (frontloop.py), nobody
-would see the reader go by. So some files are left out, the *heartbeats*: their READs, answered from memory,
+would see the reader go by. So some pieces are left out, the *heartbeats*: their READs, answered from memory,
 tell how far the reader is, and prefetch keeps its distance.
 
 Concurrency: the event loop's.
@@ -22,20 +22,23 @@ import trio
 
 from datas3tfs.core.checksums import CHUNK
 from datas3tfs.core.counters import Counters
-from datas3tfs.core.reads import slots_in
+from datas3tfs.core.index import Entry
+from datas3tfs.core.reads import pieces_of, slots_in
 from datas3tfs.core.spans import Span
 from datas3tfs.core.tar import BLOCK
 from datas3tfs.engine.blocks import Extent, ObjectRef
 
-_WAITING = 16  # stretches: what comes faster than it can be pushed is left to READs
-_READ = 4096  # files read last, which are in the page cache already
-_BEAT_FILES = 64  # one file in so many is left out …
+_WAITING = 32 << 20  # bytes: what comes faster than it can be pushed is left to READs
+_READ = 4096  # files read last, of which pages are in the cache already
+_BEAT_PIECES = 64  # one piece in so many is left out …
 _BEAT_BYTES = 2560 << 10  # … or in so many bytes, if that is less: a few times in what is fetched ahead …
 _BEATS = 4  # … or so many times in a stretch: at first, little is fetched ahead
+_KERNEL_AHEAD = 1 << 20  # bytes that the kernel reads ahead of a reader by itself
 
 # Returns the inode numbers of the datapoints in some slots of an object; None if they are not certain.
 Numbers = Callable[[ObjectRef, Span], Sequence[int] | None]
-# Pushes files of a block: rows of (inode, start, length), 8 bytes each; returns (files pushed, their bytes).
+# Pushes parts of files: rows of (inode, offset in the file, start in the block, length), 8 bytes each;
+# returns (parts pushed, their bytes).
 Push = Callable[[memoryview, bytes], Awaitable[tuple[int, int]]]
 
 
@@ -46,19 +49,21 @@ class Pusher:
         self._numbers = numbers
         self._counters = counters
         self._waiting: OrderedDict[int, Extent] = OrderedDict()
+        self._waiting_bytes = 0
         self._arrived = trio.Event()
-        self._read: OrderedDict[int, None] = OrderedDict()
+        self._read: OrderedDict[int, int] = OrderedDict()  # inode → how far it is read
 
     def offer(self, extent: Extent) -> None:
         """Take note of bytes that have come ahead of their readers."""
         self._waiting[extent.serial] = extent
-        if len(self._waiting) > _WAITING:
-            self._waiting.popitem(last=False)
+        self._waiting_bytes += extent.span.length
+        while self._waiting_bytes > _WAITING and len(self._waiting) > 1:
+            self._next()
         self._arrived.set()
 
-    def reading(self, inode: int) -> None:
-        """Take note that a file is being read: it is too late to push it."""
-        self._read[inode] = None
+    def reading(self, inode: int, stop: int) -> None:
+        """Take note that a file is being read up to *stop*: it is too late to push what lies before."""
+        self._read[inode] = max(stop, self._read.pop(inode, 0))
         if len(self._read) > _READ:
             self._read.popitem(last=False)
 
@@ -68,38 +73,64 @@ class Pusher:
             await self._arrived.wait()
             self._arrived = trio.Event()
             while self._waiting:
-                _, extent = self._waiting.popitem(last=False)
-                rows = self._rows(extent, heartbeats)
-                if len(rows):
-                    assert extent.data is not None
-                    files, size = await push(extent.data, rows.tobytes())
-                    self._counters.add("push.files", files)
-                    self._counters.add("push.bytes", size)
+                extent = self._next()
+                assert extent.data is not None
+                parts, size = await push(extent.data, self._rows(extent, heartbeats).tobytes())
+                self._counters.add("push.parts", parts)
+                self._counters.add("push.bytes", size)
+
+    def _next(self) -> Extent:
+        _, extent = self._waiting.popitem(last=False)
+        self._waiting_bytes -= extent.span.length
+        return extent
 
     def _rows(self, extent: Extent, heartbeats: bool) -> npt.NDArray[np.uint64]:
-        """Return (inode, start in the extent, length) of the files to be pushed."""
+        """Return (inode, offset in the file, start in the extent, length) of the parts to be pushed."""
         index, span = extent.ref.index, extent.span
         slots = slots_in(index, span)
         numbers = self._numbers(extent.ref, slots)
         if numbers is None:
-            return np.empty((0, 3), np.uint64)
+            return np.empty((0, 4), np.uint64)
         offsets, blocks, sizes = index.places(slots.start, slots.length)
         starts = offsets + blocks * BLOCK
         chosen = (sizes > 0) & (sizes <= CHUNK) & (offsets >= span.start) & (starts + sizes <= span.stop)
-        inodes = np.fromiter(numbers, np.uint64, slots.length)
-        chosen &= np.fromiter((inode not in self._read for inode in numbers), np.bool_, slots.length)
         if extent.problems:
             chosen &= ~np.isin(offsets, list(extent.problems))
+        chosen &= np.fromiter((inode not in self._read for inode in numbers), np.bool_, slots.length)
         if heartbeats:
-            beat = _beat(span, slots)
-            beats = chosen & ((np.arange(slots.length) + (index.first + slots.start) % beat) % beat == 0)
+            places = np.arange(slots.length) + (index.first + slots.start) % _BEAT_PIECES
+            beats = chosen & (places % _beat(span, slots.length) == 0)
             self._counters.add("push.heartbeats", int(np.count_nonzero(beats)))
             chosen &= ~beats
-        rows = np.column_stack((inodes, (starts - span.start).astype(np.uint64), sizes.astype(np.uint64)))
-        return rows[chosen]
+        small = np.flatnonzero(chosen)
+        inodes = np.fromiter((numbers[i] for i in small.tolist()), np.uint64, len(small))
+        columns = inodes, np.zeros(len(small), np.uint64), starts[small] - span.start, sizes[small]
+        rows = [np.column_stack([column.astype(np.uint64) for column in columns])]
+        rows += [
+            self._large(extent, index.entry(slots.start + slot), numbers[slot], heartbeats)
+            for slot in np.flatnonzero(sizes > CHUNK).tolist()
+        ]
+        return np.concatenate(rows)
+
+    def _large(self, extent: Extent, entry: Entry, inode: int, heartbeats: bool) -> npt.NDArray[np.uint64]:
+        """Return the rows of the pieces of a datapoint of several."""
+        read = self._read.get(inode, -_KERNEL_AHEAD) + _KERNEL_AHEAD
+        beat = _beat(extent.span, max(1, extent.span.length // CHUNK))
+        right = [
+            one
+            for one in pieces_of(entry, extent.span)
+            if one.number * CHUNK >= read and one.span.start not in extent.problems
+        ]
+        pushed = [one for one in right if not heartbeats or one.number % beat]
+        self._counters.add("push.heartbeats", len(right) - len(pushed))
+        rows = [
+            (inode, one.number * CHUNK, one.content.start - extent.span.start, one.content.length)
+            for one in pushed
+        ]
+        return np.array(rows, np.uint64).reshape(-1, 4)
 
 
-def _beat(span: Span, slots: Span) -> int:
-    """Return one file in how many is a heartbeat in a stretch."""
+def _beat(span: Span, pieces: int) -> int:
+    """Return one piece in how many is a heartbeat in a stretch of so many."""
     between = min(_BEAT_BYTES, span.length // _BEATS)
-    return max(2, min(_BEAT_FILES, between * slots.length // span.length))
+    return max(2, min(_BEAT_PIECES, between * pieces // span.length))

@@ -7,6 +7,7 @@ Concurrency: the event loop's.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 
 from datas3tfs.core.index import Index
 from datas3tfs.core.indexbuild import flat_index
@@ -32,13 +33,18 @@ class WorkerBlocks:
 
     async def load(self, bucket_id: BucketId, key: str, span: Span, total: int, ahead: bool) -> memoryview:
         """See ports.BlockSource. What comes ahead, or is large, comes into memory shared with the worker."""
-        get = self._link.get_shared if ahead or span.length > _INLINE else self._link.get
+        wants_shared = ahead or span.length > _INLINE
+
+        async def get(url: str) -> memoryview:
+            if wants_shared:
+                with suppress(OSError):  # no more descriptors, or memory
+                    return await self._link.get_shared(url, key, span, total)
+            return await self._link.get(url, key, span, total)
+
         if self._link.is_alive and span:
             store = await self._stores.store(bucket_id)
-            try:
-                return await store.get_range_by(key, span, total, lambda url: get(url, key, span, total))
-            except Gone:
-                pass
+            with suppress(Gone):
+                return await store.get_range_by(key, span, total, get)
         return await self._alone.load(bucket_id, key, span, total, ahead)
 
     async def problems(self, index: Index, span: Span, data: memoryview) -> dict[int, str]:
@@ -55,8 +61,9 @@ class WorkerBlocks:
         return await check_block(index, span, data)
 
     async def push(self, data: memoryview, rows: bytes) -> tuple[int, int]:
-        """Put files of *data* into the page cache: *rows* of (inode, start in *data*, length), 8 bytes each.
-        Return (files pushed, their bytes): none if *data* did not come ahead, or without a worker."""
+        """Put parts of files in *data* into the page cache: *rows* of (inode, offset in the file, start in
+        *data*, length), 8 bytes each; once, and the last that is done with *data* by the worker. Return (parts
+        pushed, their bytes): none if *data* did not come ahead, or without a worker."""
         if self._link.is_alive and self._link.is_shared(data):
             try:
                 return await self._link.push(data, rows)

@@ -11,6 +11,7 @@ import ctypes
 import gc
 import logging
 import os
+import resource
 import signal
 import socket
 import time
@@ -22,6 +23,7 @@ from datas3tfs.worker.serving import serve
 log = logging.getLogger(__name__)
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
+_DESCRIPTORS = 65536
 _END_SECONDS = 2.0
 _POLL_SECONDS = 0.01
 
@@ -29,6 +31,7 @@ _POLL_SECONDS = 0.01
 @contextmanager
 def forked_worker() -> Iterator[socket.socket]:
     """Run a worker; yield the socket to it. Call this from the main thread, which must outlive the block."""
+    _allow_descriptors()
     ours, theirs = socket.socketpair()
     with ours:
         parent = os.getpid()
@@ -57,6 +60,14 @@ def _run(connection: socket.socket, parent: int) -> None:
         log.exception("the worker ends; the mount goes on without")
     finally:
         os._exit(0)  # the mount's exit handlers and buffers are not ours
+
+
+def _allow_descriptors() -> None:
+    """Let both have many open files, as far as we may: every block of shared memory is one."""
+    now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _DESCRIPTORS if most == resource.RLIM_INFINITY else min(most, _DESCRIPTORS)
+    if now != resource.RLIM_INFINITY and now < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
 
 
 def _reap(child: int) -> None:

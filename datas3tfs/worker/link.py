@@ -87,10 +87,11 @@ class Link:
         return dict(answer["problems"])
 
     async def push(self, data: memoryview, rows: bytes) -> tuple[int, int]:
-        """Push files of *data* from `get_shared`: *rows* of (inode, start in *data*, length), 8 bytes each.
-        Return (files pushed, their bytes). Raises Gone."""
-        answer, _ = await self._ask({"do": "push", "block": self._block(data)}, rows)
-        return answer["files"], answer["bytes"]
+        """Push parts of files in *data* from `get_shared`: *rows* of (inode, offset in the file, start in
+        *data*, length), 8 bytes each. Return (parts pushed, their bytes). It is the last that can be done with
+        *data*: the worker lets go of it. Raises Gone."""
+        answer, _ = await self._ask({"do": "push", "block": self._given_back(data)}, rows)
+        return answer["parts"], answer["bytes"]
 
     async def forget(self, entries: Sequence[Known]) -> None:
         """Have the kernel forget directory entries. Raises Gone."""
@@ -100,6 +101,10 @@ class Link:
     def is_shared(self, data: memoryview) -> bool:
         """Say whether *data* came from `get_shared`."""
         return isinstance(data.obj, mmap.mmap) and data.obj in self._blocks
+
+    def _given_back(self, data: memoryview) -> int:
+        assert isinstance(data.obj, mmap.mmap)
+        return self._blocks.pop(data.obj)
 
     def _block(self, data: memoryview) -> int:
         assert isinstance(data.obj, mmap.mmap)

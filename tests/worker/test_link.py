@@ -190,7 +190,7 @@ async def test_blocks_nobody_has_are_given_back(bench: Bench, monkeypatch: pytes
 
 
 async def test_nothing_is_pushed_without_a_device_or_of_other_bytes(bench: Bench) -> None:
-    rows = np.array([[1, 0, 10]], np.uint64).tobytes()
+    rows = np.array([[1, 0, 0, 10]], np.uint64).tobytes()
     assert await bench.blocks.push(await bench.load(Span(0, 1000)), rows) == (0, 0)
     assert await bench.blocks.push(memoryview(b"not shared"), rows) == (0, 0)
 
