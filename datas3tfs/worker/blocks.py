@@ -62,7 +62,7 @@ class WorkerBlocks:
 
     async def push(self, data: memoryview, rows: bytes) -> tuple[int, int]:
         """Put parts of files in *data* into the page cache: *rows* of (inode, offset in the file, start in
-        *data*, length), 8 bytes each; once, and the last that is done with *data* by the worker. Return (parts
+        *data*, length), 8 bytes each. That is the last the worker does with *data*. Return (parts
         pushed, their bytes): none if *data* did not come ahead, or without a worker."""
         if self._link.is_alive and self._link.is_shared(data):
             try:

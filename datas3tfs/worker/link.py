@@ -88,8 +88,8 @@ class Link:
 
     async def push(self, data: memoryview, rows: bytes) -> tuple[int, int]:
         """Push parts of files in *data* from `get_shared`: *rows* of (inode, offset in the file, start in
-        *data*, length), 8 bytes each. Return (parts pushed, their bytes). It is the last that can be done with
-        *data*: the worker lets go of it. Raises Gone."""
+        *data*, length), 8 bytes each. Return (parts pushed, their bytes). It is the last that can be done
+        with *data*: the worker lets go of it. Raises Gone."""
         answer, _ = await self._ask({"do": "push", "block": self._given_back(data)}, rows)
         return answer["parts"], answer["bytes"]
 
