@@ -168,6 +168,15 @@ MERGING = {
 }
 
 
+IMPORTING = {
+    "listing": Fault(Kind.STATUS, method="GET", path="list-type="),
+    "listing, no answer": Fault(Kind.STALL_HEAD, method="GET", path="list-type="),
+    "listing, not heard of": Fault(Kind.LOSE_ANSWER, method="GET", path="list-type="),
+    "reading indices": Fault(Kind.RESET, times=4, method="GET", path=".index"),
+    "reading TARs": Fault(Kind.STATUS, method="GET", path="00000000000000000010-00000000000000000011.tar"),
+}
+
+
 @pytest.fixture(params=["rclone", "moto"])
 def fresh(
     request: pytest.FixtureRequest, embedded_postgres: PostgresServer, tmp_path: Path
@@ -183,10 +192,10 @@ def fresh(
             yield Site(stack, proxy, server)
 
 
-async def survived(site: Site, api: Api, path: str, body: Json) -> Json:
+async def survived(site: Site, api: Api, faults: dict[str, Fault], path: str, body: Json) -> Json:
     """Call with every fault in turn, then with none; return what that answers."""
     failed = 0
-    for what, fault in MERGING.items():
+    for what, fault in faults.items():
         site.proxy.add(fault)
         answer = await api.send("POST", path, body)
         assert answer.status_code in (200, 503), f"{what}: {answer.status_code} {answer.text}"
@@ -204,7 +213,7 @@ def test_a_merge_that_s3_fails_leaves_its_sources_and_can_be_repeated(fresh: Sit
             for first in (0, 2, 4):
                 await api.upload("photos", first, large)
             body = {"datas3t_name": "photos", "first_datapoint_index": 0, "last_datapoint_index": 5}
-            made = await survived(fresh, api, "/api/v1/aggregate/run", body)
+            made = await survived(fresh, api, MERGING, "/api/v1/aggregate/run", body)
             assert (made["min_datapoint_key"], made["max_datapoint_key"]) == (0, 5)
             assert list((await api.download("photos", 0, 10)).values()) == large * 3
 
@@ -223,7 +232,7 @@ def test_an_import_that_s3_fails_can_be_repeated(fresh: Site, tmp_path: Path) ->
 
     async def work() -> None:
         async with fresh.server.api() as api:
-            await survived(fresh, api, "/api/v1/datas3ts/import", {"bucket_name": BUCKET})
+            await survived(fresh, api, IMPORTING, "/api/v1/datas3ts/import", {"bucket_name": BUCKET})
             found = await api.download("other", 0, 100)
             assert list(found.values()) == [b"a", b"b" * 3000] * 3
 
