@@ -19,7 +19,7 @@ from tests.harness.mounts import Mount, Stack, until
 MIB = 1 << 20
 SETTINGS = S3Settings()
 ALL_PARTS = SETTINGS.parts_at_once * SETTINGS.part_size
-# Parts being put together, or just sent and not let go of yet, and what requests and the journal take. Without
+# Parts being put together, or just sent and not let go of yet, what requests and the journal take. Without
 # the limit that all uploads share, twenty parts would be there.
 MARGIN = 96 * MIB
 # What is freed goes back at once, so that what is seen is what is held: glibc keeps as much again otherwise.
