@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
 import os
@@ -76,6 +77,7 @@ async def serve_mount(settings: Settings, options: MountOptions, readiness: Read
         attributes = Attributes(options.ownership, writable=options.journal_dir is not None)
         stats = _stats(services, pool, mountpoint, options.dataset)
         sys.setswitchinterval(_SWITCH_INTERVAL)
+        gc.freeze()  # what was made so far stays: looking through it for garbage would halt the loop for long
         if options.journal_dir is None:
             operations = Operations(tree, reader, attributes, services.counters, stats, only)
             pool.when_ahead = operations.pusher.offer

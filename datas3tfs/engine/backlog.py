@@ -36,7 +36,7 @@ class Backlog:
 
     def note(self, entry: Entry) -> None:
         """Take note of an entry that may be ready to be committed."""
-        if entry.is_committable and not entry.writers:
+        if not entry.writers and entry.is_committable:
             before = self.pending(entry.dataset_id)
             after = Pending(before.bytes + entry.size, min(before.oldest, entry.quiet_since))
             self._pending[entry.dataset_id] = after

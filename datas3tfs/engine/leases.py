@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 _RENEW_SECONDS = 60.0  # a holder expires after ten minutes without renewal
 _AHEAD_SECONDS = 0.5  # how much creating is leased in one go …
 _AHEAD_LIMIT = 1024  # … but never more keys
+_GROWTH = 4  # times what was created in order so far: a new run waits for Postgres six times until it is long
 _AHEAD_LOW = 4  # if no more than a fourth of that is left, more is leased before it is needed
 _IDLE_SECONDS = 1.0  # what is leased ahead, and not used for so long, is given back
 _TAKEN_SECONDS = 2.5  # how long a key must be taken to be so: longer than others hold keys ahead
@@ -57,7 +58,7 @@ class _Held:
     released: trio.Event | None = None  # set when the release under way has ended
     due: Span | None = None  # what is worth leasing ahead
     taking: _Taking | None = None  # what is being leased ahead
-    refused: int | None = None  # the key from which on nothing could be leased ahead
+    refused: set[int] = field(default_factory=set)  # from where on nothing could be leased ahead, of late
     last_key: int = -2
     last_at: float = -1e9
     streak: int = 0  # consecutive keys in a row
@@ -113,7 +114,7 @@ class KeyLeases:
         ahead = _ahead(held, key, trio.current_time())
         stop = held.keys.stop_after(key) or KEY_LIMIT
         is_low = stop - key <= ahead // _AHEAD_LOW and stop < KEY_LIMIT
-        if is_low and stop != held.refused and held.taking is None:
+        if is_low and stop not in held.refused and held.taking is None:
             held.due = Span(stop, min(key + ahead, KEY_LIMIT))
             self._is_due.set()
         return True
@@ -195,12 +196,12 @@ class KeyLeases:
                     await self._take_ahead(dataset_id, held, held.due)
 
     async def _take_ahead(self, dataset_id: DatasetId, held: _Held, wanted: Span) -> None:
-        held.due, held.refused, held.taking = None, None, _Taking(wanted, trio.Event())
+        held.due, held.taking = None, _Taking(wanted, trio.Event())
         try:
             lease = await self._leases.take(self._holder, dataset_id, wanted, accepted=True)
         except Datas3tError as exc:
             log.debug("dataset %d: no keys are leased ahead: %s", dataset_id, exc)
-            held.refused = wanted.start
+            held.refused.add(wanted.start)
             if isinstance(exc, Unavailable):
                 _doubt(held, wanted)
         else:
@@ -242,6 +243,7 @@ class KeyLeases:
         """Give back keys without an entry that were not taken of late. Raises Unavailable."""
         before = trio.current_time() - _IDLE_SECONDS
         for dataset_id, held in list(self._held.items()):
+            held.refused.clear()
             while held.ahead and held.ahead[0][0] <= before:
                 held.ahead.popleft()
             await self._release(dataset_id, held, [keys for _, keys in held.ahead])
@@ -297,7 +299,7 @@ def _ahead(held: _Held, key: int, now: float) -> int:
     # Several processes may write in order, at once, or one in nearly that order.
     start = held.keys.start_before(key - 1)
     run = max(held.streak, 0 if start is None else key - start)
-    return max(1, min(_AHEAD_LIMIT, 2 * run, int(_AHEAD_SECONDS / max(held.interval, 1e-4))))
+    return max(1, min(_AHEAD_LIMIT, _GROWTH * run, int(_AHEAD_SECONDS / max(held.interval, 1e-4))))
 
 
 def _unused(held: _Held, entries: Entries, dataset_id: DatasetId, kept: list[Span]) -> list[Span]:
