@@ -25,7 +25,8 @@ class S3Settings:
     parallel_calls: int = 16  # worker threads for everything else, over all buckets
     part_size: int = 16 * MIB  # up to this size one PUT; S3 wants parts of at least 5 MiB
     page: int = 1000  # entries that a listing asks for at once; S3 gives no more
-    parts_in_flight: int = 4  # memory of an upload: this many parts
+    parts_in_flight: int = 4  # memory of an upload: this many parts …
+    parts_at_once: int = 8  # … and of all uploads together
     url_life: int = 24 * 3600  # seconds a URL for others is valid; S3 knows no more than 7 days
     presign_life: int = 3600  # … and one for ourselves, which is signed anew after half of it
     presigned_limit: int = 4096  # signed addresses kept, about 600 bytes each

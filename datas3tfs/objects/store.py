@@ -21,13 +21,16 @@ from datas3tfs.objects.upload import ASSEMBLY_RATE, complete, upload
 
 
 class RetryingStore:
-    """One bucket, whole."""
+    """One bucket, whole. *places*: for parts that are in memory, shared with other stores."""
 
-    def __init__(self, bucket: Bucket, settings: S3Settings, retrier: Retrier) -> None:
+    def __init__(
+        self, bucket: Bucket, settings: S3Settings, retrier: Retrier, places: trio.Semaphore
+    ) -> None:
         self._bucket = bucket
         self._multiparts = bucket.multiparts
         self._settings = settings
         self._run = retrier.run
+        self._places = places
 
     # ports.ObjectStore
 
@@ -58,7 +61,7 @@ class RetryingStore:
 
     async def put_stream(self, key: str, chunks: AsyncIterator[bytes], size: int) -> None:
         """See ports.ObjectStore. The stream runs once; it is the parts that are tried again."""
-        await upload(self._bucket, self._run, self._settings, key, chunks, size)
+        await upload(self._bucket, self._run, self._settings, self._places, key, chunks, size)
 
     async def delete(self, key: str) -> None:
         """See ports.ObjectStore."""

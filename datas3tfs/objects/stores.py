@@ -37,6 +37,7 @@ class S3Stores:
         self._retrier = Retrier(settings, counters, random)
         self._gets = trio.CapacityLimiter(settings.parallel_gets)
         self._calls = trio.CapacityLimiter(settings.parallel_calls)
+        self._places = trio.Semaphore(settings.parts_at_once)
         self._buckets: list[Bucket] = []
         self._stores: dict[BucketId, RetryingStore] = {}
 
@@ -50,7 +51,7 @@ class S3Stores:
 
     def of(self, spec: BucketSpec) -> RetryingStore:
         """Return a new store for *spec*, registered or not."""
-        return RetryingStore(self.bucket(spec), self.settings, self._retrier)
+        return RetryingStore(self.bucket(spec), self.settings, self._retrier, self._places)
 
     def bucket(self, spec: BucketSpec) -> Bucket:
         """Return a new bucket, without retries, that closes with these stores."""

@@ -5,13 +5,14 @@ or not at all, because nothing becomes an object before the stream has proved to
 announced, and an upload that fails is aborted.
 
 Concurrency: one task reads the stream, up to `parts_in_flight` others send; the reader waits for a
-place before it takes the next part into memory. The first failure stops all.
+place before it takes the next part into memory, also for one of those that all uploads share. Who has
+one of these waits for its stream and for S3 alone, never for another. The first failure stops all.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Protocol, TypeVar
 
 import trio
@@ -36,17 +37,25 @@ class Run(Protocol):
 
 
 async def upload(
-    bucket: Bucket, run: Run, settings: S3Settings, key: str, chunks: AsyncIterator[bytes], size: int
+    bucket: Bucket,
+    run: Run,
+    settings: S3Settings,
+    shared: trio.Semaphore,
+    key: str,
+    chunks: AsyncIterator[bytes],
+    size: int,
 ) -> None:
-    """Store *size* bytes from *chunks*; raises as ports.ObjectStore.put_stream does."""
+    """Store *size* bytes from *chunks*, a place of *shared* for each part in memory; raises as
+    ports.ObjectStore.put_stream does."""
     cutter = Cutter(key, chunks, size)
     try:
         if size <= settings.part_size:
-            body = await cutter.take(size)
-            await cutter.end()
-            await run(f"store {key}", lambda: bucket.put(key, body), size)
+            async with shared:
+                body = await cutter.take(size)
+                await cutter.end()
+                await run(f"store {key}", lambda: bucket.put(key, body), size)
         else:
-            await _in_parts(bucket, run, settings, key, cutter, size)
+            await _in_parts(bucket, run, settings, shared, key, cutter, size)
     finally:
         close = getattr(chunks, "aclose", None)  # a generator keeps its resources until closed
         if close is not None:
@@ -54,13 +63,19 @@ async def upload(
 
 
 async def _in_parts(
-    bucket: Bucket, run: Run, settings: S3Settings, key: str, cutter: Cutter, size: int
+    bucket: Bucket,
+    run: Run,
+    settings: S3Settings,
+    shared: trio.Semaphore,
+    key: str,
+    cutter: Cutter,
+    size: int,
 ) -> None:
     handle: UploadHandle | None = None
     try:
         handle = await run(f"begin {key}", lambda: bucket.multiparts.begin(key))
         sender = _Sender(bucket.multiparts, run, key, handle, plan_parts(size, settings.part_size))
-        tags = await sender.send(cutter, settings.parts_in_flight)
+        tags = await sender.send(cutter, trio.Semaphore(settings.parts_in_flight), shared)
         with _dropped(key):
             await complete(bucket, run, key, handle, list(enumerate(tags, start=1)), size)
     except BaseException:
@@ -86,14 +101,17 @@ class _Sender:
         self._tags: dict[int, PartTag] = {}
         self._failure: Exception | None = None
 
-    async def send(self, cutter: Cutter, in_flight: int) -> list[PartTag]:
+    async def send(self, cutter: Cutter, own: trio.Semaphore, shared: trio.Semaphore) -> list[PartTag]:
         """Return the tags of all parts. Raises the first failure, as it is."""
-        places = trio.Semaphore(in_flight)
         async with trio.open_nursery() as nursery:
             try:
                 for number, part in enumerate(self._parts, start=1):
-                    await places.acquire()
-                    nursery.start_soon(self._part, number, await cutter.take(part.length), places, nursery)
+                    with ExitStack() as places:
+                        for semaphore in (own, shared):
+                            await semaphore.acquire()
+                            places.callback(semaphore.release)
+                        body = await cutter.take(part.length)
+                        nursery.start_soon(self._part, number, body, places.pop_all(), nursery)
                 await cutter.end()
             except Exception as exc:
                 self._fail(exc, nursery)
@@ -101,7 +119,7 @@ class _Sender:
             raise self._failure
         return [self._tags[number] for number in range(1, len(self._parts) + 1)]
 
-    async def _part(self, number: int, body: bytes, places: trio.Semaphore, nursery: trio.Nursery) -> None:
+    async def _part(self, number: int, body: bytes, places: ExitStack, nursery: trio.Nursery) -> None:
         what = f"store {self._key} part {number} of {len(self._parts)}"
         try:
             with _dropped(self._key):
@@ -111,7 +129,7 @@ class _Sender:
         except Exception as exc:
             self._fail(exc, nursery)
         finally:
-            places.release()
+            places.close()
 
     def _fail(self, exc: Exception, nursery: trio.Nursery) -> None:
         """Keep the first failure and stop the others: raising it here would wrap it in a group."""
