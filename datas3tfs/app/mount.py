@@ -33,7 +33,7 @@ from datas3tfs.core.prefetch import PrefetchLimits
 from datas3tfs.engine.blocks import BlockPool, open_pool
 from datas3tfs.engine.datasets import Datasets
 from datas3tfs.engine.nurseries import background_nursery
-from datas3tfs.engine.prefetcher import open_prefetcher
+from datas3tfs.engine.prefetcher import Prefetcher, open_prefetcher
 from datas3tfs.engine.reader import Reader
 from datas3tfs.engine.snapshot import Removed, Snapshots, open_snapshots
 from datas3tfs.engine.tree import Tree
@@ -91,7 +91,7 @@ async def serve_mount(
         tree = Tree(snapshots, services.indices)
         reader = Reader(tree, pool, prefetcher, settings.io_timeout, services.counters)
         attributes = Attributes(options.ownership, writable=options.journal_dir is not None)
-        stats = _stats(services, pool, mountpoint, options.dataset)
+        stats = _stats(services, pool, prefetcher, mountpoint, options.dataset)
         shell = _Shell(services, snapshots, tree, pool, blocks, link)
         sys.setswitchinterval(_SWITCH_INTERVAL)
         gc.freeze()  # what was made so far stays: looking through it for garbage would halt the loop for long
@@ -242,7 +242,7 @@ def _is_owners_alone(options: MountOptions) -> bool:
 
 
 def _stats(
-    services: Services, pool: BlockPool, mountpoint: Path, dataset: str | None
+    services: Services, pool: BlockPool, prefetcher: Prefetcher, mountpoint: Path, dataset: str | None
 ) -> Callable[[], dict[str, object]]:
     started = trio.current_time()
 
@@ -254,6 +254,7 @@ def _stats(
             "dataset": dataset,
             "uptime_seconds": round(trio.current_time() - started, 3),
             "memory_bytes": pool.used,
+            "ahead_bytes": prefetcher.ahead,
             "counters": services.counters.snapshot(),
         }
 

@@ -15,7 +15,7 @@ from typing import NoReturn
 from datas3tfs.cli.main import main as datas3tfs
 from datas3tfs.errors import Invalid
 
-_FLAGS = {"allow_other": "--allow-other", "ro": "--read-only"}
+_FLAGS = {"allow_other": "--allow-other", "ro": "--read-only", "no_express": "--no-express"}
 _VALUES = {
     *("uid", "gid", "umask", "cache_dir", "cache_size", "io_timeout", "log_file"),
     *("bucket", "journal_dir", "journal_size", "batch_bytes", "batch_age", "fsync"),

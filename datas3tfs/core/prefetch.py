@@ -79,6 +79,11 @@ class PrefetchPlanner:
         self._forwards = _Streams(limits)
         self._backwards = _Streams(limits)
 
+    @property
+    def ahead(self) -> int:
+        """Bytes given out beyond where readers were last seen: read unseen, to be read, or in vain; at most."""
+        return self._forwards.ahead + self._backwards.ahead
+
     def observe(self, read: Span) -> Span | None:
         """Take note of a read at *read*; return the span now worth having, or None.
 
@@ -105,6 +110,11 @@ class _Streams:
         self._limits = limits
         self._streams: list[_Stream] = []
         self._observed = 0
+
+    @property
+    def ahead(self) -> int:
+        """See PrefetchPlanner."""
+        return sum(max(0, stream.reached - stream.position) for stream in self._streams)
 
     def observe(self, read: Span) -> Span | None:
         """See PrefetchPlanner."""

@@ -42,6 +42,11 @@ class Prefetcher:
         # Hears of every read; says whether it was announced, and so is somebody else's to fetch ahead.
         self.is_announced: Callable[[OpenDatapoint], bool] = lambda file: False
 
+    @property
+    def ahead(self) -> int:
+        """Bytes fetched ahead beyond where readers in order were last seen."""
+        return sum(planner.ahead for planner in self._planners.values())
+
     def observe(self, file: OpenDatapoint, read: Span) -> None:
         """Take note that *read* (a span of the object) of *file* is wanted now."""
         if self.is_announced(file) and file.entry.size <= CHUNK:

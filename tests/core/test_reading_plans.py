@@ -196,6 +196,7 @@ def test_what_was_given_may_be_read_unseen() -> None:
             reached, answers = answer.stop, answers + 1
         position = position + 4_000 if not reached else reached - (reached - position) * 3 // 4
     assert answers > 10
+    assert planner.ahead >= reached - position
 
 
 def test_interleaved_readers_each_have_their_window() -> None:

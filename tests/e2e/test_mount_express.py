@@ -58,6 +58,7 @@ def test_no_file_is_opened_at_our_door_and_hardly_one_asked_for(library: Library
         first = opened.counters()
         assert first.get("fuse.open") == 0
         assert first.get("push.heartbeats") > 0
+        assert 0 <= opened.stats()["ahead_bytes"] <= 64 << 20, "at most two windows"
         assert read_all(folder, names) == content
         assert opened.counters().get("fuse.read") == first.get("fuse.read"), "from the page cache"
 
