@@ -81,7 +81,7 @@ class PrefetchPlanner:
 
     @property
     def ahead(self) -> int:
-        """Bytes given out beyond where readers were last seen: read unseen, to be read, or in vain; at most."""
+        """Bytes given out beyond where readers were last seen: read unseen, yet to be read, or in vain."""
         return self._forwards.ahead + self._backwards.ahead
 
     def observe(self, read: Span) -> Span | None:
