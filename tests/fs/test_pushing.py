@@ -1,0 +1,132 @@
+"""What is pushed of a stretch that has come: whole right pieces, each once; some are left out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import trio
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from datas3tfs.core.checksums import CHUNK
+from datas3tfs.core.counters import Counters
+from datas3tfs.core.index import Index
+from datas3tfs.core.model import BucketId, DatasetId
+from datas3tfs.core.reads import cut, piece, piece_count
+from datas3tfs.core.spans import Span
+from datas3tfs.engine.blocks import Extent, ObjectRef
+from datas3tfs.fs.pushing import Pusher
+from tests.core.test_reading_plans import index_of
+
+FIRST_INODE = 1 << 41
+sizes = st.lists(
+    st.integers(0, 9000) | st.sampled_from([CHUNK, CHUNK + 1, 3 * CHUNK + 5]), min_size=1, max_size=25
+)
+
+Part = tuple[int, int, int, int]  # inode, offset in the file, start in the extent, length
+
+
+def extent_of(index: Index, span: Span) -> Extent:
+    ref = ObjectRef(DatasetId(1), BucketId(1), "key", index.object_size, index)
+    return Extent(ref, span, 0, is_ahead=True, data=memoryview(bytes(span.length)))
+
+
+def numbers(ref: ObjectRef, slots: Span) -> Sequence[int]:
+    return range(FIRST_INODE + slots.start, FIRST_INODE + slots.stop)
+
+
+def pushed(pusher: Pusher, extent: Extent, *, heartbeats: bool = False) -> list[Part]:
+    """Offer *extent*, and return what is pushed of it."""
+    asked: list[Part] = []
+
+    async def push(data: memoryview, rows: bytes) -> tuple[int, int]:
+        assert data is extent.data
+        asked.extend(tuple(row) for row in np.frombuffer(rows, "=u8").reshape(-1, 4).tolist())
+        scope.cancel()
+        return len(asked), sum(part[3] for part in asked)
+
+    async def main() -> None:
+        with scope:
+            await pusher.run(push, heartbeats=heartbeats)
+
+    scope = trio.CancelScope()
+    pusher.offer(extent)
+    trio.run(main)
+    return asked
+
+
+def parts_of(index: Index, span: Span) -> list[Part]:
+    """Return every piece with content that lies wholly in *span*."""
+    found = []
+    for slot in range(index.count):
+        entry = index.entry(slot)
+        for number in range(piece_count(entry)):
+            one = piece(entry, number)
+            if one.content and span.covers(one.span):
+                start = one.content.start - span.start
+                found.append((FIRST_INODE + slot, number * CHUNK, start, one.content.length))
+    return sorted(found)
+
+
+@given(sizes, st.integers(20_000, 2_000_000))
+@settings(deadline=None)
+def test_whole_pieces_and_nothing_else(contents: list[int], limit: int) -> None:
+    index = index_of(contents)
+    for span in cut(index, Span(0, index.object_size), limit):
+        parts = pushed(Pusher(numbers, Counters()), extent_of(index, span))
+        assert sorted(parts) == parts_of(index, span)
+        assert all(offset % 4096 == 0 for _, offset, _, _ in parts), "whole pages"
+
+
+@given(sizes, st.data())
+@settings(deadline=None)
+def test_what_is_wrong_or_read_already_is_not_pushed(contents: list[int], data: st.DataObject) -> None:
+    index = index_of(contents)
+    span = cut(index, Span(0, index.object_size), 1 << 40)[0]
+    wrong = data.draw(st.integers(0, index.count - 1))
+    read = data.draw(st.integers(0, index.count - 1))
+    extent, pusher = extent_of(index, span), Pusher(numbers, Counters())
+    extent.problems[index.entry(wrong).header.start] = "made wrong"
+    pusher.reading(FIRST_INODE + read, index.entry(read).size)
+    parts = pushed(pusher, extent)
+    gone = {(FIRST_INODE + wrong, 0), *((FIRST_INODE + read, n * CHUNK) for n in range(4))}
+    assert sorted(parts) == [part for part in parts_of(index, span) if part[:2] not in gone]
+
+
+def test_of_a_large_file_only_what_lies_ahead_of_the_reader_and_the_kernel_is_pushed() -> None:
+    index = index_of([40 * CHUNK])
+    span = cut(index, Span(0, index.object_size), 1 << 40)[0]
+    pusher = Pusher(numbers, Counters())
+    pusher.reading(FIRST_INODE, 10 * CHUNK)
+    assert min(offset for _, offset, _, _ in pushed(pusher, extent_of(index, span))) == 14 * CHUNK
+
+
+@pytest.mark.parametrize(("size", "count"), [(4096, 2000), (100 * 1024, 80), (0, 5), (CHUNK, 20)])
+def test_a_few_are_left_out_to_hear_of_the_reader(size: int, count: int) -> None:
+    index, counters = index_of([size] * count), Counters()
+    span = cut(index, Span(0, index.object_size), 1 << 40)[0]
+    parts = pushed(Pusher(numbers, counters), extent_of(index, span), heartbeats=True)
+    left_out = (count if size else 0) - len(parts)
+    assert counters.get("push.heartbeats") == left_out
+    if size:
+        # At least three times in the stretch, and in every 4 MiB; of small files hardly any.
+        assert left_out >= max(3, index.object_size // (4 << 20))
+        assert left_out <= max(6, count // 20, index.object_size // (2 << 20))
+
+
+def test_nothing_is_pushed_of_what_is_not_certain() -> None:
+    index = index_of([4096] * 10)
+    span = cut(index, Span(0, index.object_size), 1 << 40)[0]
+    assert pushed(Pusher(lambda ref, slots: None, Counters()), extent_of(index, span)) == []
+
+
+def test_what_comes_too_fast_is_left_to_reads() -> None:
+    index = index_of([4096] * 10)
+    pusher = Pusher(numbers, Counters())
+    for serial in range(100):
+        extent = extent_of(index, cut(index, Span(0, index.object_size), 1 << 40)[0])
+        extent.serial, extent.span = serial, Span(0, 1 << 20)
+        pusher.offer(extent)
+    assert list(pusher._waiting) == list(range(68, 100))
