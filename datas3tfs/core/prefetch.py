@@ -33,6 +33,7 @@ _PROOF = 10
 _SOON = 32
 _STREAMS = 64  # readers told apart; the one idle longest is forgotten
 _GROWTH = 4  # of the window, each time half of it is read: few round trips until it hides all latency
+_STEP = 8 * 1024 * 1024  # bytes read of a large window until as many are fetched: a request, so that some run
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,11 +147,11 @@ class _Streams:
 
     def _extend(self, stream: _Stream, read: Span) -> Span | None:
         ahead = stream.reached - stream.position
-        if stream.window and ahead >= stream.window // 2:
+        if stream.window and ahead > stream.window - min(stream.window // 2, _STEP):
             return None
         wanted = max(_GROWTH * stream.window, self._limits.first_window)
         stream.window = min(wanted, self._limits.largest_window)
         # Just proved, or the reader has overtaken the window: begin with this very read.
         start = stream.reached if ahead > 0 else read.start
-        stream.reached = max(stream.position, start) + stream.window
+        stream.reached = max(stream.position, read.stop) + stream.window
         return Span(start, stream.reached)
