@@ -153,5 +153,6 @@ class _Streams:
         stream.window = min(wanted, self._limits.largest_window)
         # Just proved, or the reader has overtaken the window: begin with this very read.
         start = stream.reached if ahead > 0 else read.start
-        stream.reached = max(stream.position, read.stop) + stream.window
+        length = max(stream.position, read.stop) + stream.window - start
+        stream.reached = start + (length - length % _STEP if length > _STEP else length)
         return Span(start, stream.reached)

@@ -75,6 +75,8 @@ def cut(index: Index, span: Span, limit: int) -> list[Span]:
     stop = min(piece_stop(index, span.stop), index.entry(index.count - 1).content.stop)
     while start < stop:
         border = min(stop, max(piece_stop(index, start + limit), start + 1))
+        if stop - border < limit // 8:  # not worth a request of its own
+            border = stop
         stretches.append(Span(start, border))
         start = border
     return stretches
