@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 from uuid import UUID
@@ -327,6 +328,9 @@ async def _put_together(
         await store.complete_multipart(key, multipart, numbered, size)
     except NotFound:
         log.info("%s: its parts have been put together before", key)
+    # A start that died before it could say which multipart upload it had begun has left that one.
+    with suppress(Datas3tError):
+        await store.abort_unfinished(key)
 
 
 async def _checked_size(store: WholeStore, pending: PendingUpload, most_at_once: int) -> int:

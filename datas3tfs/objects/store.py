@@ -106,6 +106,11 @@ class RetryingStore:
         """See ports.SharedStore."""
         await self._run(f"abort {key}", lambda: self._multiparts.abort(key, multipart))
 
+    async def abort_unfinished(self, key: str) -> None:
+        """See ports.SharedStore."""
+        for left in await self._run(f"list uploads of {key}", lambda: self._multiparts.unfinished(key)):
+            await self.abort_multipart(key, left)
+
     # ports.PartStore
 
     async def put_part(self, key: str, multipart: UploadHandle, number: int, body: bytes) -> PartTag:

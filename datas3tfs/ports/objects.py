@@ -84,6 +84,10 @@ class SharedStore(Protocol):
         """Drop a multipart upload and its parts; it may be gone already."""
         ...
 
+    async def abort_unfinished(self, key: str) -> None:
+        """Drop all multipart uploads of *key* that are not complete, also those that nobody was told of."""
+        ...
+
 
 class PartStore(Protocol):
     """One bucket, for objects made of parts of others."""

@@ -320,6 +320,19 @@ async def test_deleting_a_key_ends_its_multipart_uploads(
     assert await store.parts(KEY + "2", other) == []
 
 
+async def test_unfinished_uploads_of_a_key_end_and_the_object_stays(store: WholeStore) -> None:
+    await store.put(KEY, b"the object")
+    left = [await store.begin_multipart(KEY) for _ in range(3)]
+    other = await store.begin_multipart(KEY + "2")
+    await store.abort_unfinished(KEY)
+    for multipart in left:
+        with pytest.raises(NotFound):
+            await store.parts(KEY, multipart)
+    assert await store.parts(KEY + "2", other) == []
+    assert await store.get(KEY, 99) == b"the object"
+    await store.abort_unfinished(KEY)  # there may be none
+
+
 async def test_uploads_of_one_key_do_not_meet(store: WholeStore) -> None:
     left, right = await store.begin_multipart(KEY), await store.begin_multipart(KEY)
     tags = [(1, await store.put_part(KEY, left, 1, b"left"))]

@@ -56,6 +56,7 @@ class Uploading:
     known: set[int] = field(default_factory=set)  # uploads that the server said are complete
     begun: set[int] = field(default_factory=set)
     gone: int = 0  # requests that the server's death has eaten
+    tags: dict[int, list[str]] = field(default_factory=dict)  # of uploads all parts of which were put
     more: trio.Event = field(default_factory=trio.Event)  # set when one more has come through
 
     def _done(self, number: int) -> None:
@@ -92,7 +93,11 @@ class Uploading:
             return
         assert answer.status_code == 200, answer.text
         grant: Json = answer.json()
-        tags = await api.put(grant, tar, index)
+        # Once all are put they may have been put together, though the server died before it could say so:
+        # then the parts are gone.
+        if number not in self.tags:
+            self.tags[number] = await api.put(grant, tar, index)
+        tags = self.tags[number]
         body: Json = {"datarange_upload_id": grant["datarange_id"]} | ({"upload_ids": tags} if tags else {})
         answer = await api.send("POST", "/api/v1/upload-datarange/complete", body)
         assert answer.status_code == 200, answer.text

@@ -182,6 +182,11 @@ class MemoryStore:
         await trio.lowlevel.checkpoint()
         self.multiparts.pop(multipart, None)
 
+    async def abort_unfinished(self, key: str) -> None:
+        """See ports.SharedStore."""
+        await trio.lowlevel.checkpoint()
+        self.multiparts = {name: upload for name, upload in self.multiparts.items() if upload.key != key}
+
     # Parts and listings
 
     async def put_part(self, key: str, multipart: str, number: int, body: bytes) -> str:
@@ -353,6 +358,10 @@ class FailingStore:
     async def abort_multipart(self, key: str, multipart: str) -> None:
         """See ports.SharedStore."""
         await self._pass("abort_multipart", key, lambda: self._inner.abort_multipart(key, multipart))
+
+    async def abort_unfinished(self, key: str) -> None:
+        """See ports.SharedStore."""
+        await self._pass("abort_unfinished", key, lambda: self._inner.abort_unfinished(key))
 
     async def put_part(self, key: str, multipart: str, number: int, body: bytes) -> str:
         """See ports.PartStore."""
