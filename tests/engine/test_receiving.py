@@ -2,6 +2,7 @@
 
 import tarfile
 from collections.abc import Awaitable, Callable
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 from uuid import uuid4
