@@ -33,13 +33,14 @@ _READ = 4096  # files read last, of which pages are in the cache already
 _BEAT_PIECES = 64  # one piece in so many is left out …
 _BEAT_BYTES = 2560 << 10  # … or in so many bytes, if that is less: a few times in what is fetched ahead …
 _BEATS = 4  # … or so many times in a stretch: at first, little is fetched ahead
+_TURN = 1 << 20  # bytes pushed until we look again where the readers are
 _KERNEL_AHEAD = 1 << 20  # bytes that the kernel reads ahead of a reader by itself
 
 # Returns the inode numbers of the datapoints in some slots of an object; None if they are not certain.
 Numbers = Callable[[ObjectRef, Span], Sequence[int] | None]
-# Pushes parts of files: rows of (inode, offset in the file, start in the block, length), 8 bytes each;
-# returns (parts pushed, their bytes).
-Push = Callable[[memoryview, bytes], Awaitable[tuple[int, int]]]
+# Pushes parts of files: rows of (inode, offset in the file, start in the block, length), 8 bytes each; says
+# whether these are the last of the block; returns (parts pushed, their bytes).
+Push = Callable[[memoryview, bytes, bool], Awaitable[tuple[int, int]]]
 
 
 class Pusher:
@@ -73,11 +74,27 @@ class Pusher:
             await self._arrived.wait()
             self._arrived = trio.Event()
             while self._waiting:
-                extent = self._next()
-                assert extent.data is not None
-                parts, size = await push(extent.data, self._rows(extent, heartbeats).tobytes())
+                await self._push(self._next(), push, heartbeats)
+
+    async def _push(self, extent: Extent, push: Push, heartbeats: bool) -> None:
+        """Have what is right of *extent* pushed, a little at a time: the reader may be overtaking us."""
+        assert extent.data is not None
+        rows, known = self._rows(extent, heartbeats), True
+        while known and len(rows):
+            count = max(1, int(np.searchsorted(np.cumsum(rows[:, 3]), _TURN)))
+            turn, rows = rows[:count], rows[count:]
+            unread = np.fromiter((self._is_ahead(*row) for row in turn[:, :2].tolist()), np.bool_, len(turn))
+            if unread.any():
+                parts, size = await push(extent.data, turn[unread].tobytes(), False)
                 self._counters.add("push.parts", parts)
                 self._counters.add("push.bytes", size)
+                known = parts > 0  # else the kernel does not know these files, nor those after them
+        await push(extent.data, b"", True)
+
+    def _is_ahead(self, inode: int, offset: int) -> bool:
+        """Say whether nobody has read a file so far, nor will the kernel by itself."""
+        read = self._read.get(inode)
+        return read is None or (offset > 0 and offset >= read + _KERNEL_AHEAD)
 
     def _next(self) -> Extent:
         _, extent = self._waiting.popitem(last=False)
@@ -96,7 +113,6 @@ class Pusher:
         chosen = (sizes > 0) & (sizes <= CHUNK) & (offsets >= span.start) & (starts + sizes <= span.stop)
         if extent.problems:
             chosen &= ~np.isin(offsets, list(extent.problems))
-        chosen &= np.fromiter((inode not in self._read for inode in numbers), np.bool_, slots.length)
         if heartbeats:
             places = np.arange(slots.length) + (index.first + slots.start) % _BEAT_PIECES
             beats = chosen & (places % _beat(span, slots.length) == 0)
@@ -114,13 +130,9 @@ class Pusher:
 
     def _large(self, extent: Extent, entry: Entry, inode: int, heartbeats: bool) -> npt.NDArray[np.uint64]:
         """Return the rows of the pieces of a datapoint of several."""
-        read = self._read.get(inode, -_KERNEL_AHEAD) + _KERNEL_AHEAD
         beat = _beat(extent.span, max(1, extent.span.length // CHUNK))
-        right = [
-            one
-            for one in pieces_of(entry, extent.span)
-            if one.number * CHUNK >= read and one.span.start not in extent.problems
-        ]
+        pieces = pieces_of(entry, extent.span)
+        right = [one for one in pieces if one.span.start not in extent.problems]
         pushed = [one for one in right if not heartbeats or one.number % beat]
         self._counters.add("push.heartbeats", len(right) - len(pushed))
         rows = [

@@ -86,11 +86,12 @@ class Link:
         answer, _ = await self._ask(words, index)
         return dict(answer["problems"])
 
-    async def push(self, data: memoryview, rows: bytes) -> tuple[int, int]:
+    async def push(self, data: memoryview, rows: bytes, last: bool) -> tuple[int, int]:
         """Push parts of files in *data* from `get_shared`: *rows* of (inode, offset in the file, start in
-        *data*, length), 8 bytes each. Return (parts pushed, their bytes). It is the last that can be done
-        with *data*: the worker lets go of it. Raises Gone."""
-        answer, _ = await self._ask({"do": "push", "block": self._given_back(data)}, rows)
+        *data*, length), 8 bytes each. Return (parts pushed, their bytes). After the *last* the worker lets go
+        of *data*. Raises Gone."""
+        block = self._given_back(data) if last else self._block(data)
+        answer, _ = await self._ask({"do": "push", "block": block, "last": last}, rows)
         return answer["parts"], answer["bytes"]
 
     async def forget(self, entries: Sequence[Known]) -> None:

@@ -5,8 +5,8 @@
     get        address, key, span, total, block: fetch into memory that comes with it, or, without a block,
                answer with the bytes
     check      block, span; the index of what lies there: answer what is wrong (core/checking.py)
-    push       block; rows of (inode, offset, start, length): put these parts of files into the page cache,
-               and let go of the block
+    push       block; rows of (inode, offset, start, length): put these parts of files into the page cache;
+               if these are the last, let go of the block
     forget     directory entries: have the kernel forget them
     widen      mount point: let the kernel read further ahead (fs/readahead.py)
     off        the fetch with that number is not wanted any more
@@ -101,7 +101,7 @@ class _Server:
             block = self._blocks[words["block"]]
             self._begin(self._checking, number, lambda: _check(words, payload, block))
         elif what == "push":
-            block = self._blocks.pop(words["block"])
+            block = self._blocks.pop(words["block"]) if words["last"] else self._blocks[words["block"]]
             self._begin(self._pushing, number, lambda: self._push(payload, block))
         elif what == "forget":
             self._begin(self._forgetting, number, lambda: self._forget(words))
@@ -165,7 +165,7 @@ class _Server:
     def _push(self, rows: bytes, block: mmap.mmap) -> tuple[Words, bytes]:
         """Push the parts of files in *rows*, four numbers of 8 bytes each, in their order."""
         parts, size = 0, 0
-        if self._notifier is None or _memory_is_short():
+        if not rows or self._notifier is None or _memory_is_short():
             return {"parts": 0, "bytes": 0}, b""
         table = np.frombuffer(rows, "=u8").reshape(-1, 4).tolist()
         with memoryview(block) as view:

@@ -41,11 +41,13 @@ def pushed(pusher: Pusher, extent: Extent, *, heartbeats: bool = False) -> list[
     """Offer *extent*, and return what is pushed of it."""
     asked: list[Part] = []
 
-    async def push(data: memoryview, rows: bytes) -> tuple[int, int]:
+    async def push(data: memoryview, rows: bytes, last: bool) -> tuple[int, int]:
         assert data is extent.data
-        asked.extend(tuple(row) for row in np.frombuffer(rows, "=u8").reshape(-1, 4).tolist())
-        scope.cancel()
-        return len(asked), sum(part[3] for part in asked)
+        found = [tuple(row) for row in np.frombuffer(rows, "=u8").reshape(-1, 4).tolist()]
+        asked.extend(found)
+        if last:
+            scope.cancel()
+        return len(found), sum(part[3] for part in found)
 
     async def main() -> None:
         with scope:
@@ -120,6 +122,27 @@ def test_nothing_is_pushed_of_what_is_not_certain() -> None:
     index = index_of([4096] * 10)
     span = cut(index, Span(0, index.object_size), 1 << 40)[0]
     assert pushed(Pusher(lambda ref, slots: None, Counters()), extent_of(index, span)) == []
+
+
+def test_the_kernel_is_asked_no_more_once_it_knows_nothing() -> None:
+    index = index_of([4096] * 2000)
+    extent = extent_of(index, cut(index, Span(0, index.object_size), 1 << 40)[0])
+    asked: list[int] = []
+
+    async def push(data: memoryview, rows: bytes, last: bool) -> tuple[int, int]:
+        asked.append(len(rows) // 32)
+        if last:
+            scope.cancel()
+        return (100, 100) if len(asked) == 1 else (0, 0)
+
+    async def main() -> None:
+        with scope:
+            await Pusher(numbers, Counters())._push(extent, push, False)
+
+    scope = trio.CancelScope()
+    trio.run(main)
+    assert len(asked) == 3, "one turn, another one in vain, the end"
+    assert asked[2] == 0
 
 
 def test_what_comes_too_fast_is_left_to_reads() -> None:

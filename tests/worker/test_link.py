@@ -191,8 +191,8 @@ async def test_blocks_nobody_has_are_given_back(bench: Bench, monkeypatch: pytes
 
 async def test_nothing_is_pushed_without_a_device_or_of_other_bytes(bench: Bench) -> None:
     rows = np.array([[1, 0, 0, 10]], np.uint64).tobytes()
-    assert await bench.blocks.push(await bench.load(Span(0, 1000)), rows) == (0, 0)
-    assert await bench.blocks.push(memoryview(b"not shared"), rows) == (0, 0)
+    assert await bench.blocks.push(await bench.load(Span(0, 1000)), rows, True) == (0, 0)
+    assert await bench.blocks.push(memoryview(b"not shared"), rows, True) == (0, 0)
 
 
 async def test_a_worker_that_dies_is_done_without(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
@@ -215,7 +215,7 @@ async def test_a_worker_that_dies_is_done_without(bench: Bench, caplog: pytest.L
     span = cut(bench.index, Span(0, 500_000), 500_000)[0]
     part = shared[: span.length] if span.length <= len(shared) else await bench.load(span)
     assert await bench.blocks.problems(bench.index, Span(0, len(part)), part) is not None
-    assert await bench.blocks.push(shared, b"") == (0, 0)
+    assert await bench.blocks.push(shared, b"", True) == (0, 0)
     with pytest.raises(Gone):
         await bench.link.forget([])
     (record,) = [one for one in caplog.records if "has died" in one.getMessage()]
