@@ -162,7 +162,7 @@ async def _following(shell: _Shell, operations: Operations, *, heartbeats: bool)
     invalidator = Invalidator(snapshots, shell.tree, services.indices, operations, shell.blocks.forget)
     shell.pool.when_ahead = operations.pusher.offer
     async with services.catalog.reader.changes() as feed, background_nursery() as nursery:
-        nursery.start_soon(snapshots.follow, feed, sender)
+        nursery.start_soon(partial(snapshots.follow, feed, sender, settles=True))
         nursery.start_soon(invalidator.run, receiver)
         nursery.start_soon(partial(operations.pusher.run, shell.blocks.push, heartbeats=heartbeats))
         if isinstance(operations, ReadWriteOperations):

@@ -98,6 +98,7 @@ class Snapshots:
         self._ended = trio.Event()  # of the next refresh to end well; replaced then
         self._last_ended = 0  # which refresh that was
         self._is_followed = False
+        self._is_settled_by_follower = False
         self._unsettled: list[Removed] = []
         self._settling = trio.Event()  # set when one of them is; replaced then
 
@@ -150,7 +151,7 @@ class Snapshots:
         self._ended.set()
         self._ended = trio.Event()
         removed = Removed(gone, tuple(_removed(stale, fresh)))
-        if self._is_followed and removed.dataranges:
+        if self._is_settled_by_follower and removed.dataranges:
             self._unsettled.append(removed)
         return removed
 
@@ -207,9 +208,12 @@ class Snapshots:
             log.error("dataset %s keeps its last state: %s", dataset.name, exc)
             return Snapshot.of(dataset, old.dataranges)
 
-    async def follow(self, feed: ChangeFeed, removed: trio.MemorySendChannel[Removed]) -> None:
-        """Refresh whenever *feed* says so, or somebody waits for it, for ever; send on what is gone."""
-        self._is_followed = True
+    async def follow(
+        self, feed: ChangeFeed, removed: trio.MemorySendChannel[Removed], *, settles: bool = False
+    ) -> None:
+        """Refresh whenever *feed* says so, or somebody waits for it, for ever; send on what is gone. Who gets
+        that *settles* it, or does not: then it is settled at once."""
+        self._is_followed, self._is_settled_by_follower = True, settles
         async with background_nursery() as nursery:
             nursery.start_soon(self._watch, feed)
             await self._refresh_when_stale(removed)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from contextlib import aclosing
+from functools import partial
 
 import pytest
 import trio
@@ -188,8 +189,14 @@ async def test_readers_and_merges_at_once(autojump_clock: trio.testing.MockClock
                     await trio.sleep(chance.random())
                 assert len(await names(mounted)) == 64
 
+        async def settle() -> None:
+            async for removed in receiver:
+                await trio.sleep(rng.random())
+                mounted.snapshots.settle(removed)
+
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(mounted.snapshots.follow, feed, sender)
+            nursery.start_soon(partial(mounted.snapshots.follow, feed, sender, settles=True))
+            nursery.start_soon(settle)
             async with trio.open_nursery() as readers:
                 for seed in range(6):
                     readers.start_soon(read_on, seed)
