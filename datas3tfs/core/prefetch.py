@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from datas3tfs.core.checksums import CHUNK
 from datas3tfs.core.spans import Span
 
 # A read belongs to a stream if it starts at most this far behind or ahead of where the stream is: the
@@ -63,11 +64,11 @@ class _Stream:
         return _AHEAD + (max(0, self.reached - self.position) if self.is_proven else 0)
 
     def advance(self, read: Span) -> None:
-        """Take a read into account that is this stream's."""
+        """Take a read into account that is this stream's. Two that follow each other may share a piece."""
         if read.stop <= self.position:
             return
         if not self.is_proven:
-            if read.start < self.position:
+            if read.start < self.position - CHUNK:
                 return
             self.proof += _CLOSE_STEP if read.start - self.position <= _CLOSE else _LOOSE_STEP
         self.position = read.stop

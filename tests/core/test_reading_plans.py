@@ -199,6 +199,15 @@ def test_what_was_given_may_be_read_unseen() -> None:
     assert planner.ahead >= reached - position
 
 
+def test_reads_that_share_a_piece_follow_each_other() -> None:
+    """So it is if the first page of a large file is in the page cache: the kernel asks for what follows."""
+    planner = PrefetchPlanner(PrefetchLimits())
+    reads = [Span(n * 4 * CHUNK, (n + 1) * 4 * CHUNK + CHUNK) for n in range(10)]
+    answers = [planner.observe(read) for read in reads]
+    assert answers[0] is None
+    assert any(answers[:4])
+
+
 def test_interleaved_readers_each_have_their_window() -> None:
     planner = PrefetchPlanner(LIMITS)
     starts = [n * 1_000_000_000 for n in range(8)]
