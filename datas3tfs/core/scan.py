@@ -107,7 +107,10 @@ def _next_member(source: _Source) -> tuple[int, tar.Member] | None:
             member = tar.resolve(header, extended, (source.offset - start) // tar.BLOCK)
             if header.kind != tar.DIRECTORY:
                 return start, member
-            source.skip(tar.padded(member.size))
+            if (
+                member.size
+            ):  # POSIX means a limit by that, GNU tar skips it: where the next entry is, who knows
+                raise Invalid(f"{printable(member.name)}: is a directory with a size, at byte {start}")
             extended, start = [], source.offset
 
 

@@ -92,6 +92,15 @@ def test_directories_are_skipped() -> None:
     assert [item.name.key for item in found] == [0, 1]
 
 
+def test_a_directory_with_a_size_is_refused_as_programs_disagree_on_what_follows() -> None:
+    info = tarfile.TarInfo("sub")
+    info.type, info.size = tarfile.DIRTYPE, 7
+    archive = info.tobuf(tarfile.USTAR_FORMAT) + b"content".ljust(512, b"\0")
+    after = tarfile.TarInfo(datapoint_name(0, "bin"))
+    with pytest.raises(Invalid, match="sub.*directory with a size"):
+        list(scan([archive + after.tobuf(tarfile.USTAR_FORMAT) + bytes(1024)]))
+
+
 def test_harmless_global_headers_are_skipped_and_are_no_part_of_a_datapoint() -> None:
     data = archive(*datapoints([b"a"]), form=tarfile.PAX_FORMAT, pax_headers={"comment": "made by hand"})
     (found,) = scanned(data)
