@@ -97,7 +97,7 @@ def test_a_directory_with_a_size_is_refused_as_programs_disagree_on_what_follows
     info.type, info.size = tarfile.DIRTYPE, 7
     archive = info.tobuf(tarfile.USTAR_FORMAT) + b"content".ljust(512, b"\0")
     after = tarfile.TarInfo(datapoint_name(0, "bin"))
-    with pytest.raises(Invalid, match="sub.*directory with a size"):
+    with pytest.raises(Invalid, match=r"sub.*directory with a size"):
         list(scan([archive + after.tobuf(tarfile.USTAR_FORMAT) + bytes(1024)]))
 
 
