@@ -1,15 +1,20 @@
-"""One connection to Postgres, from a URL whose password shows nowhere. asyncio-flavoured."""
+"""One connection to Postgres, from a URL whose password shows nowhere, and its transactions.
+asyncio-flavoured."""
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeAlias, TypeVar
 
 import asyncpg
 
 from datas3tfs.catalog.translate import URL_INVALID
 from datas3tfs.errors import Invalid
 
-Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"  # generic in the stubs only
+T = TypeVar("T")
+# Both are generic in the stubs only.
+Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
+PooledConnection: TypeAlias = "asyncpg.pool.PoolConnectionProxy[asyncpg.Record]"
 
 # pgbouncer refuses other start-up parameters unless told not to.
 _SERVER_SETTINGS = {"application_name": "datas3tfs"}
@@ -36,3 +41,17 @@ async def connect(db_url: str, **options: Any) -> Connection:
     except ValueError:
         raise Invalid(URL_INVALID) from None
     return connection
+
+
+async def in_transaction(connection: Connection | PooledConnection, work: Callable[[], Awaitable[T]]) -> T:
+    """Run *work* in a transaction. If that is cancelled, nothing is said to the server: asyncpg's own block
+    would wait for its answer, for ever if it is silent. The caller hangs up, which rolls back as well."""
+    transaction = connection.transaction()
+    await transaction.start()
+    try:
+        result = await work()
+    except Exception:
+        await transaction.rollback()
+        raise
+    await transaction.commit()
+    return result

@@ -7,15 +7,16 @@ number of tasks may call read() and change() at once; there is no state but the 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
-from typing import Any, TypeAlias, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import asyncpg
 import trio
 
 from datas3tfs.catalog.background import AsyncioLoop
-from datas3tfs.catalog.connecting import Connection, connect
+from datas3tfs.catalog.connecting import Connection, PooledConnection, connect, in_transaction
 from datas3tfs.catalog.schema import check_version
 from datas3tfs.catalog.settings import CatalogSettings
 from datas3tfs.catalog.translate import CLIENT_ERRORS, ConnectionLost, is_loss, translated
@@ -24,7 +25,6 @@ from datas3tfs.errors import Datas3tError, Unavailable
 
 T = TypeVar("T")
 Row = asyncpg.Record
-PooledConnection: TypeAlias = "asyncpg.pool.PoolConnectionProxy[Row]"  # generic in the stubs only
 
 _CLOSE_LIMIT = 2.0  # seconds for saying goodbye to Postgres
 _COLLISIONS = 5  # attempts when Postgres picks us as the victim of a deadlock or a serialization failure
@@ -110,10 +110,10 @@ class Database:
             await self._pool
         async with self._pool.acquire() as connection:
             try:
-                if not transaction:
-                    return await work(Session(connection, self._counters))
-                async with connection.transaction():
-                    return await work(Session(connection, self._counters))
+                session = Session(connection, self._counters)
+                return await (
+                    in_transaction(connection, lambda: work(session)) if transaction else work(session)
+                )
             except (OSError, asyncpg.PostgresError, *CLIENT_ERRORS) as exc:
                 if isinstance(exc, asyncpg.PostgresError) and not is_loss(exc):
                     raise
@@ -135,7 +135,7 @@ class Database:
             max_size=self.settings.connections,
             timeout=self.settings.operation_limit,
             connect=cast("Any", connect),  # the stubs want every option spelt out
-            init=check_version,
+            init=_checked,
             reset=_nothing_to_reset,
         )
         return pool
@@ -189,6 +189,15 @@ class Database:
                 await self._loop.run_aio_coroutine(pool.close())
             pool.terminate()
             await self._loop.synchronize()
+
+
+async def _checked(connection: Connection) -> None:
+    """Check a new connection; cancelled, hang up, before asyncpg takes its leave and waits for an answer."""
+    try:
+        await check_version(connection)
+    except asyncio.CancelledError:
+        connection.terminate()
+        raise
 
 
 def _hang_up(connection: PooledConnection) -> None:

@@ -12,7 +12,7 @@ from typing import TypeVar
 import trio
 
 from datas3tfs.catalog.background import in_background, run_asyncio
-from datas3tfs.catalog.connecting import Connection, checked_url, connect
+from datas3tfs.catalog.connecting import Connection, checked_url, connect, in_transaction
 from datas3tfs.catalog.crypto import Cipher
 from datas3tfs.catalog.schema import check_version
 from datas3tfs.catalog.translate import translated
@@ -65,8 +65,7 @@ async def _changed(db_url: str, what: str, work: Callable[[Connection], Awaitabl
         connection = await connect(db_url, timeout=_LIMIT)
         try:
             await check_version(connection)
-            async with connection.transaction():
-                return await work(connection)
+            return await in_transaction(connection, lambda: work(connection))
         finally:
             connection.terminate()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -15,7 +16,7 @@ from datas3tfs.core.model import BucketSpec, DatasetId, Lease, UploadIntent
 from datas3tfs.core.spans import Span
 from datas3tfs.errors import Conflict, NotFound, Unavailable
 from tests.harness.catalogs import ME
-from tests.harness.pgproxy import CommitsUnheard, Fate, open_pgproxy
+from tests.harness.pgproxy import CommitsUnheard, Fate, Judge, open_pgproxy
 from tests.harness.postgres import PostgresServer
 
 KEY = generate_key()
@@ -94,6 +95,41 @@ async def test_a_frozen_server_costs_the_limit_and_no_more(own: PostgresServer, 
             assert trio.current_time() - started < 5 * limit
         own.thaw()
         assert await names(catalog) == []
+
+
+def freezing(server: PostgresServer, words: int) -> Judge:
+    """Let the server say so many *words*, not counting a dozen ParameterStatus, and freeze it."""
+    heard = itertools.count()
+
+    def judge(kind: bytes, body: bytes) -> Fate:
+        if kind == b"S" or next(heard) < words:
+            return Fate.PASS
+        server.freeze()
+        return Fate.LOSE
+
+    return judge
+
+
+async def test_a_server_that_freezes_anywhere_in_a_transaction_costs_the_limit(
+    own: PostgresServer, own_url: str
+) -> None:
+    """At its first word to a new connection, at its second, … at the answer to COMMIT."""
+    limit = 0.25
+    async with open_pgproxy(own_url) as proxy, open_catalog(own_url, KEY, Counters(), BRISK) as steady:
+        await steady.registry.add_bucket(SPEC)
+        await steady.registry.add_dataset("cats", "store")
+        intents = [await begin(steady, 10 * at, 10 * at + 10) for at in range(100)]
+        for words in itertools.count():
+            proxy.judge = freezing(own, words)
+            try:
+                with trio.fail_after(10 * limit):
+                    async with open_catalog(proxy.url, KEY, Counters(), CatalogSettings(limit)) as catalog:
+                        await catalog.uploads.begin(intents[words])
+                break
+            except Unavailable:
+                own.thaw()
+        assert words > 15
+    own.thaw()
 
 
 async def test_closing_does_not_wait_for_a_frozen_server(own: PostgresServer, own_url: str) -> None:
