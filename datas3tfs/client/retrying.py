@@ -71,7 +71,9 @@ class Retrier:
             count += 1
             pause = self._pause(count, failure.after)
             spent = anyio.current_time() - begun
-            if spent + pause >= self._patience:
+            # A second attempt follows one for which a silent server has taken all the time.
+            waited = pause if count == 1 else spent + pause
+            if waited >= self._patience:
                 times = f"{count} attempt{'s' if count > 1 else ''} in {spent:.1f} s"
                 # from None: what libraries raise may tell a signed address.
                 raise Unavailable(f"{what}: gave up after {times}; last: {failure}") from None

@@ -67,6 +67,19 @@ async def test_patience_ends_before_a_pause_that_would_outlast_it(
         await moments(0.0, 100, patience=0.0)
 
 
+async def test_an_attempt_that_takes_all_the_patience_is_not_the_last(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async def attempt() -> None:
+        await trio.sleep(60.0)
+        raise Again("the server went silent")
+
+    with pytest.raises(
+        Unavailable, match=r"it: gave up after 2 attempts in 12\d\.\d s; last: the server went s"
+    ):
+        await Retrier(TUNING, 60.0).run("it", attempt)
+
+
 async def test_patience_and_pauses_begin_anew_with_progress(autojump_clock: trio.testing.MockClock) -> None:
     begun, made, reached = trio.current_time(), list[float](), 0
 
