@@ -284,7 +284,7 @@ async def test_a_server_that_cannot_list_uploads_is_tolerated(bench: Bench) -> N
 async def test_a_bucket_check_does_not_retry(bench: Bench) -> None:
     bench.proxy.add(Fault(Kind.STATUS, None, "list-type"))
     with pytest.raises(Unavailable, match="503 InjectedFault"):
-        await check_bucket(bench.server.spec(bench.proxy.endpoint), SETTINGS, Counters())
+        await check_bucket(bench.server.spec(bench.proxy.endpoint), S3Settings(), Counters())
     assert bench.proxy.requests("GET", "list-type") == 1
 
 

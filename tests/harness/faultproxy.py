@@ -262,9 +262,10 @@ class FaultProxy:
             with socket.create_connection(self._upstream) as upstream, self._known(upstream):
                 _Connection(self, client, _Stream(upstream)).run(first)
 
-    def _note(self, method: str, path: str) -> Fault | None:
-        """Count a request and return the fault it meets."""
+    def _note(self, method: str, path: str) -> tuple[Fault | None, threading.Event]:
+        """Count a request; return the fault it meets, and what is set when that is lifted."""
         with self._lock:
+            released = self._released
             self._requests[method, path] += 1
             for place, fault in enumerate(self._faults):
                 if fault.matches(method, path):
@@ -272,15 +273,8 @@ class FaultProxy:
                     if fault.times is not None:
                         left = replace(fault, times=fault.times - 1)
                         self._faults[place : place + 1] = [left] if left.times else []
-                    return fault
-        return None
-
-    def _hold(self, client: _Stream) -> None:
-        """Return when the client hangs up or the fault is lifted."""
-        released = self._released
-        while not released.is_set():
-            if select.select([client.sock], [], [], 0.05)[0]:
-                return
+                    return fault, released
+        return None, released
 
 
 class _Connection:
@@ -291,6 +285,7 @@ class _Connection:
         self._client = client
         self._server = server
         self._buffer = memoryview(bytearray(_BUFFER))
+        self._released = threading.Event()
 
     def run(self, first: _Head) -> None:
         head = first
@@ -300,7 +295,7 @@ class _Connection:
     def _exchange(self, asked: _Head) -> bool:
         """Pass one request on and its answer back, or not; say whether the connection lives on."""
         method, path, _ = asked.line.split(" ", 2)
-        fault = self._proxy._note(method, path)
+        fault, self._released = self._proxy._note(method, path)
         kind = fault.kind if fault else None
         time.sleep(self._proxy.latency)
         body = self._client.pieces(int(asked.get("content-length") or 0), self._buffer)
@@ -337,7 +332,7 @@ class _Connection:
 
     def _answer_alone(self, fault: Fault) -> bool:
         if fault.kind is Kind.STALL_HEAD:
-            self._proxy._hold(self._client)
+            self._hold()
             return False
         status, body, media = 200, _PAGE, "text/html"
         if fault.kind is Kind.PAGE_404:
@@ -373,7 +368,7 @@ class _Connection:
         if not faulty:
             return True
         if kind is Kind.STALL_BODY:
-            self._proxy._hold(self._client)
+            self._hold()
         elif kind is Kind.RESET:
             # Without lingering, close() sends RST and drops what is unsent.
             self._client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -387,11 +382,16 @@ class _Connection:
         if kind is Kind.CORRUPT:
             self._client.sock.sendall(bytes([rest[0] ^ 1]) + rest[1:])
             return
-        released = self._proxy._released
         for byte in rest:
             self._client.sock.sendall(bytes([byte]))
-            if released.wait(0.05):
+            if self._released.wait(0.05):
                 raise _Closed
+
+    def _hold(self) -> None:
+        """Return when the client hangs up or the fault is lifted."""
+        while not self._released.is_set():
+            if select.select([self._client.sock], [], [], 0.05)[0]:
+                return
 
 
 def _shifted(asked: str, shift: int) -> str:
