@@ -22,7 +22,7 @@ from datas3tfs.core.inodes import ROOT, ControlNode, DatapointNode, DatasetNode,
 from datas3tfs.core.model import Dataset, DatasetId
 from datas3tfs.core.names import NAME_LIMIT
 from datas3tfs.core.spans import Span
-from datas3tfs.engine.blocks import ObjectRef
+from datas3tfs.engine.blocks import ObjectRef, object_ref
 from datas3tfs.engine.entries import OpenEntry
 from datas3tfs.engine.reader import Reader
 from datas3tfs.engine.tree import OpenDatapoint, Tree
@@ -189,6 +189,9 @@ class Operations(pyfuse3.Operations):
             self._recent.popitem(last=False)
         self.pusher.reading(inode, offset + size)
         data = await self._reader.read(file, offset, size)
+        here = file.here
+        ref = object_ref(here.dataset, here.datarange, here.index)
+        await self.pusher.lead(ref, here.entry.content.start + offset, inode)
         self._count(data)
         return data
 

@@ -8,6 +8,9 @@ Where every page is there before it is asked for, and files are not opened at ou
 would see the reader go by. So some pieces are left out, the *heartbeats*: their READs, answered from memory,
 tell how far the reader is, and prefetch keeps its distance.
 
+Reading from the cache is faster than pushing: a reader that has caught up would get a READ answered for each
+file, and we would push what it has read. So its READ waits until what follows has a lead (`lead`).
+
 Concurrency: the event loop's.
 """
 
@@ -15,6 +18,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -31,9 +35,12 @@ from datas3tfs.engine.blocks import Extent, ObjectRef
 _WAITING = 32 << 20  # bytes: what comes faster than it can be pushed is left to READs
 _READ = 4096  # files read last, of which pages are in the cache already
 _BEAT_PIECES = 64  # one piece in so many is left out …
-_BEAT_BYTES = 2560 << 10  # … or in so many bytes, if that is less: a few times in what is fetched ahead …
-_BEATS = 4  # … or so many times in a stretch: at first, little is fetched ahead
-_TURN = 1 << 20  # bytes pushed until we look again where the readers are
+_BEAT_BYTES = 4 << 20  # … or in so many bytes, if that is less: a few times in what is fetched ahead …
+_BEATS = 3  # … or so many times in a stretch: at first, little is fetched ahead
+_TURN = 1 << 20  # bytes pushed until we look again where the readers are …
+_TURN_ROWS = 4096  # … and parts of files at most
+_LEAD = 1 << 20  # bytes pushed ahead of a reader that has caught up, before it goes on …
+_LEAD_SECONDS = 0.02  # … or as long as that takes
 _KERNEL_AHEAD = 1 << 20  # bytes that the kernel reads ahead of a reader by itself
 
 # Returns the inode numbers of the datapoints in some slots of an object; None if they are not certain.
@@ -43,23 +50,60 @@ Numbers = Callable[[ObjectRef, Span], Sequence[int] | None]
 Push = Callable[[memoryview, bytes, bool], Awaitable[tuple[int, int]]]
 
 
+@dataclass(slots=True, eq=False)
+class _Job:
+    """An extent that is to be pushed, a turn at a time: *rows* from number *at* on, then those before it.
+    *turned* is set, and replaced, at the end of each turn."""
+
+    extent: Extent
+    rows: npt.NDArray[np.uint64] | None = None  # those that are left, by where they begin
+    at: int = 0
+    turned: trio.Event = field(default_factory=trio.Event)
+
+    def go_on_after(self, position: int) -> bool:
+        """Continue after *position* in the object; say whether there is anything soon."""
+        if self.rows is None:
+            return True
+        start = position - self.extent.span.start
+        self.at, until = map(int, np.searchsorted(self.rows[:, 2], [start + 1, start + _LEAD]))
+        return self.at < until
+
+    def next_turn(self) -> npt.NDArray[np.uint64]:
+        """Take away, and return, rows of about _TURN bytes."""
+        assert self.rows is not None
+        at = self.at if self.at < len(self.rows) else 0
+        count = max(1, int(np.searchsorted(np.cumsum(self.rows[at : at + _TURN_ROWS, 3]), _TURN)))
+        turn = self.rows[at : at + count]
+        self.rows, self.at = np.delete(self.rows, slice(at, at + count), 0), at
+        return turn
+
+    def end_turn(self) -> None:
+        """Tell those who wait for it."""
+        self.turned.set()
+        self.turned = trio.Event()
+
+
 class Pusher:
     """Takes what was fetched ahead and, while `run` runs, has it pushed."""
 
     def __init__(self, numbers: Numbers, counters: Counters) -> None:
         self._numbers = numbers
         self._counters = counters
-        self._waiting: OrderedDict[int, Extent] = OrderedDict()
-        self._waiting_bytes = 0
+        self._jobs: OrderedDict[int, _Job] = OrderedDict()  # by serial number of the extent
+        self._bytes = 0  # of their extents
         self._arrived = trio.Event()
+        self._turning: tuple[_Job, frozenset[int]] | None = (
+            None  # what is being pushed now, and of which inodes
+        )
+        self._urgent: _Job | None = None
         self._read: OrderedDict[int, int] = OrderedDict()  # inode → how far it is read
 
     def offer(self, extent: Extent) -> None:
         """Take note of bytes that have come ahead of their readers."""
-        self._waiting[extent.serial] = extent
-        self._waiting_bytes += extent.span.length
-        while self._waiting_bytes > _WAITING and len(self._waiting) > 1:
-            self._next()
+        self._jobs[extent.serial] = _Job(extent)
+        self._bytes += extent.span.length
+        while self._bytes > _WAITING and len(self._jobs) > 1:
+            self._drop(next(iter(self._jobs.values())))
         self._arrived.set()
 
     def reading(self, inode: int, stop: int) -> None:
@@ -68,38 +112,60 @@ class Pusher:
         if len(self._read) > _READ:
             self._read.popitem(last=False)
 
+    async def lead(self, ref: ObjectRef, position: int, inode: int) -> None:
+        """Return when what follows *position* in an object is pushed for a while, if it is to be; *inode* is
+        being read there, which is known from `reading`."""
+        job = next((one for one in self._jobs.values() if _holds(one.extent, ref, position)), None)
+        with trio.move_on_after(_LEAD_SECONDS):
+            while job is not None and job.extent.serial in self._jobs:
+                turning, inodes = self._turning or (None, frozenset())
+                # Pushing a file waits for its READ, which must not wait for that.
+                if inode in inodes or not (job.go_on_after(position) or turning is job):
+                    return
+                self._urgent = job
+                await job.turned.wait()
+
     async def run(self, push: Push, *, heartbeats: bool) -> None:
         """Have what is offered pushed, for ever."""
         while True:
             await self._arrived.wait()
             self._arrived = trio.Event()
-            while self._waiting:
-                await self._push(self._next(), push, heartbeats)
+            while self._jobs:
+                job, self._urgent = self._urgent, None
+                if job is None or job.extent.serial not in self._jobs:
+                    job = next(iter(self._jobs.values()))
+                await self._turn(job, push, heartbeats)
 
-    async def _push(self, extent: Extent, push: Push, heartbeats: bool) -> None:
-        """Have what is right of *extent* pushed, a little at a time: the reader may be overtaking us."""
-        assert extent.data is not None
-        rows, known = self._rows(extent, heartbeats), True
-        while known and len(rows):
-            count = max(1, int(np.searchsorted(np.cumsum(rows[:, 3]), _TURN)))
-            turn, rows = rows[:count], rows[count:]
-            unread = np.fromiter((self._is_ahead(*row) for row in turn[:, :2].tolist()), np.bool_, len(turn))
-            if unread.any():
-                parts, size = await push(extent.data, turn[unread].tobytes(), False)
-                self._counters.add("push.parts", parts)
-                self._counters.add("push.bytes", size)
-                known = parts > 0  # else the kernel does not know these files, nor those after them
-        await push(extent.data, b"", True)
+    async def _turn(self, job: _Job, push: Push, heartbeats: bool) -> None:
+        """Have a little pushed of what is right of an extent: the reader may be overtaking us."""
+        assert job.extent.data is not None
+        if job.rows is None:
+            job.rows = self._rows(job.extent, heartbeats)
+        turn, known = job.next_turn() if len(job.rows) else job.rows, True
+        unread = np.fromiter((self._is_ahead(*row) for row in turn[:, :2].tolist()), np.bool_, len(turn))
+        if unread.any():
+            rows = turn[unread]
+            self._turning = job, frozenset(rows[:, 0].tolist())
+            parts, size = await push(job.extent.data, rows.tobytes(), False)
+            self._turning = None
+            self._counters.add("push.parts", parts)
+            self._counters.add("push.bytes", size)
+            known = parts > 0  # else the kernel does not know these files, nor those after them
+        if not known or not len(job.rows):
+            job.extent.is_pushed = known
+            self._drop(job)
+            await push(job.extent.data, b"", True)
+        job.end_turn()
+
+    def _drop(self, job: _Job) -> None:
+        if self._jobs.pop(job.extent.serial, None) is not None:
+            self._bytes -= job.extent.span.length
+            job.end_turn()
 
     def _is_ahead(self, inode: int, offset: int) -> bool:
         """Say whether nobody has read a file so far, nor will the kernel by itself."""
         read = self._read.get(inode)
         return read is None or (offset > 0 and offset >= read + _KERNEL_AHEAD)
-
-    def _next(self) -> Extent:
-        _, extent = self._waiting.popitem(last=False)
-        self._waiting_bytes -= extent.span.length
-        return extent
 
     def _rows(self, extent: Extent, heartbeats: bool) -> npt.NDArray[np.uint64]:
         """Return (inode, offset in the file, start in the extent, length) of the parts to be pushed."""
@@ -126,7 +192,8 @@ class Pusher:
             self._large(extent, index.entry(slots.start + slot), numbers[slot], heartbeats)
             for slot in np.flatnonzero(sizes > CHUNK).tolist()
         ]
-        return np.concatenate(rows)
+        found = np.concatenate(rows)
+        return found[np.argsort(found[:, 2], kind="stable")]
 
     def _large(self, extent: Extent, entry: Entry, inode: int, heartbeats: bool) -> npt.NDArray[np.uint64]:
         """Return the rows of the pieces of a datapoint of several."""
@@ -140,6 +207,10 @@ class Pusher:
             for one in pushed
         ]
         return np.array(rows, np.uint64).reshape(-1, 4)
+
+
+def _holds(extent: Extent, ref: ObjectRef, position: int) -> bool:
+    return extent.ref == ref and position in extent.span
 
 
 def _beat(span: Span, pieces: int) -> int:

@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import logging
 import math
-import mmap
 import os
 import socket
-import weakref
-from collections import deque
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 
 import trio
@@ -26,6 +23,7 @@ from datas3tfs.fs.notifier import Known
 from datas3tfs.objects.fetching import Denied
 from datas3tfs.objects.settings import S3Settings
 from datas3tfs.worker.frames import Frames, Words, frame
+from datas3tfs.worker.memory import Loan, SharedMemory
 
 log = logging.getLogger(__name__)
 
@@ -51,8 +49,8 @@ class Link:
         self._connection = trio.socket.from_stdlib_socket(connection)
         self._asked: dict[int, _Asked] = {}
         self._last = 0
-        self._blocks: weakref.WeakKeyDictionary[mmap.mmap, int] = weakref.WeakKeyDictionary()
-        self._dropped: deque[int] = deque()  # blocks nobody has any more; the collector may run anywhere
+        self._memory = SharedMemory()
+        self._let_go: set[int] = set()  # blocks that we hold, and the worker does not
         self._outgoing, self._to_send = trio.open_memory_channel[tuple[bytes, int | None]](math.inf)
         self.is_alive = True
 
@@ -70,28 +68,32 @@ class Link:
 
     async def get_shared(self, url: str, key: str, span: Span, total: int) -> memoryview:
         """Do that into memory shared with the worker, which then can `check` and `push` it."""
+        self._drop_returned()
         self._last += 1
-        block, descriptor = self._last, os.memfd_create("datas3tfs")
-        os.ftruncate(descriptor, span.length)
-        area = mmap.mmap(descriptor, span.length, mmap.MAP_SHARED, mmap.PROT_READ)
-        self._blocks[area] = block
-        weakref.finalize(area, self._dropped.append, block).atexit = False
-        await self._ask(_wanted(url, key, span, total, block), descriptor=descriptor)
-        return memoryview(area)
+        loan = self._memory.lend(span.length, self._last)
+        descriptor = os.dup(loan.area.descriptor)
+        with _unclean_unless_answered(loan):
+            await self._ask(_wanted(url, key, span, total, loan.block), descriptor=descriptor)
+        return loan.data
 
     async def check(self, data: memoryview, span: Span, index: bytes) -> dict[int, str]:
         """Return what is wrong with *data* from `get_shared`, the bytes *span* of what *index* is of. Raises
         Gone."""
-        words = {"do": "check", "block": self._block(data), "start": span.start, "stop": span.stop}
-        answer, _ = await self._ask(words, index)
+        loan = _loan(data)
+        words = {"do": "check", "block": loan.block, "start": span.start, "stop": span.stop}
+        with _unclean_unless_answered(loan):
+            answer, _ = await self._ask(words, index)
         return dict(answer["problems"])
 
     async def push(self, data: memoryview, rows: bytes, last: bool) -> tuple[int, int]:
         """Push parts of files in *data* from `get_shared`: *rows* of (inode, offset in the file, start in
         *data*, length), 8 bytes each. Return (parts pushed, their bytes). After the *last* the worker lets go
         of *data*. Raises Gone."""
-        block = self._given_back(data) if last else self._block(data)
-        answer, _ = await self._ask({"do": "push", "block": block, "last": last}, rows)
+        loan = _loan(data)
+        with _unclean_unless_answered(loan):
+            answer, _ = await self._ask({"do": "push", "block": loan.block, "last": last}, rows)
+        if last:
+            self._let_go.add(loan.block)
         return answer["parts"], answer["bytes"]
 
     async def forget(self, entries: Sequence[Known]) -> None:
@@ -101,15 +103,7 @@ class Link:
 
     def is_shared(self, data: memoryview) -> bool:
         """Say whether *data* came from `get_shared`."""
-        return isinstance(data.obj, mmap.mmap) and data.obj in self._blocks
-
-    def _given_back(self, data: memoryview) -> int:
-        assert isinstance(data.obj, mmap.mmap)
-        return self._blocks.pop(data.obj)
-
-    def _block(self, data: memoryview) -> int:
-        assert isinstance(data.obj, mmap.mmap)
-        return self._blocks[data.obj]
+        return isinstance(data.obj, Loan) and data.obj.block not in self._let_go
 
     async def _ask(
         self, words: Words, payload: bytes = b"", descriptor: int | None = None
@@ -118,6 +112,7 @@ class Link:
             if descriptor is not None:
                 os.close(descriptor)
             raise Gone
+        self._drop_returned()
         self._last += 1
         number, asked = self._last, _Asked()
         self._asked[number] = asked
@@ -135,10 +130,14 @@ class Link:
             raise _ERRORS.get(asked.words["error"], Datas3tError)(asked.words["text"])
         return asked.words, asked.payload
 
+    def close(self) -> None:
+        """Give up memory that nobody holds."""
+        self._memory.close()
+
     async def send(self) -> None:
         """Send what is to be sent, for ever."""
         async for asked, descriptor in self._to_send:
-            message = self._drops() + asked
+            message = asked
             rights = [] if descriptor is None else [_rights(descriptor)]
             try:
                 with suppress(OSError):  # it has died, as receiving tells
@@ -149,11 +148,12 @@ class Link:
                 if descriptor is not None:
                     os.close(descriptor)
 
-    def _drops(self) -> bytes:
-        drops = b""
-        while self._dropped:
-            drops += frame({"do": "drop", "block": self._dropped.popleft()})
-        return drops
+    def _drop_returned(self) -> None:
+        for block in self._memory.returned():
+            if block in self._let_go:
+                self._let_go.discard(block)
+            else:
+                self.tell({"do": "drop", "block": block})
 
     async def receive(self) -> None:
         """Take answers until the worker dies."""
@@ -169,6 +169,19 @@ class Link:
         self.is_alive = False
         for asked in self._asked.values():
             asked.answered.set()
+
+
+@contextmanager
+def _unclean_unless_answered(loan: Loan) -> Iterator[None]:
+    """Mark what the worker is at work on until it has answered."""
+    loan.area.is_clean = False
+    yield
+    loan.area.is_clean = True
+
+
+def _loan(data: memoryview) -> Loan:
+    assert isinstance(data.obj, Loan)
+    return data.obj
 
 
 def _wanted(url: str, key: str, span: Span, total: int, block: int | None) -> Words:
@@ -188,4 +201,7 @@ async def open_link(connection: socket.socket, settings: S3Settings) -> AsyncIte
     async with background_nursery() as nursery:
         nursery.start_soon(link.send)
         nursery.start_soon(link.receive)
-        yield link
+        try:
+            yield link
+        finally:
+            link.close()

@@ -291,3 +291,30 @@ async def test_missing_datapoints_are_absent() -> None:
                 await mounted.tree.lookup(dataset.id, name)
         found = await mounted.tree.lookup(dataset.id, "00000000000000000005.bin")
         assert found.entry.key == 5
+
+
+@pytest.mark.parametrize("is_pushed", [True, False])
+async def test_what_is_in_the_page_cache_and_passed_makes_room_before_the_budget_is_spent(
+    is_pushed: bool,
+) -> None:
+    world = await new_world()
+    datarange = await world.commit(SMALL)
+    window = 256 << 10
+    async with open_mounted(world, limits=PrefetchLimits(window, window)) as mounted:
+        mounted.pool.when_ahead = lambda extent: setattr(extent, "is_pushed", is_pushed)
+        most = 0
+        for key, content in enumerate(SMALL):
+            assert await mounted.read(key) == content
+            most = max(most, mounted.pool.used)
+    assert (most < 6 * window) == is_pushed
+    assert sum(span.length for _, span in data_gets(world)) <= datarange.size, "nothing was fetched twice"
+
+
+async def test_who_reads_backwards_is_not_taken_for_one_who_has_passed() -> None:
+    world = await new_world()
+    datarange = await world.commit(SMALL)
+    async with open_mounted(world, limits=PrefetchLimits(256 << 10, 256 << 10)) as mounted:
+        mounted.pool.when_ahead = lambda extent: setattr(extent, "is_pushed", True)
+        for key in reversed(range(len(SMALL))):
+            assert await mounted.read(key) == SMALL[key]
+    assert sum(span.length for _, span in data_gets(world)) <= datarange.size, "nothing was fetched twice"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
+from functools import partial
 
 import numpy as np
 import pytest
 import trio
+import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -137,9 +139,10 @@ def test_the_kernel_is_asked_no_more_once_it_knows_nothing() -> None:
 
     async def main() -> None:
         with scope:
-            await Pusher(numbers, Counters())._push(extent, push, False)
+            await pusher.run(push, heartbeats=False)
 
-    scope = trio.CancelScope()
+    scope, pusher = trio.CancelScope(), Pusher(numbers, Counters())
+    pusher.offer(extent)
     trio.run(main)
     assert len(asked) == 3, "one turn, another one in vain, the end"
     assert asked[2] == 0
@@ -152,4 +155,82 @@ def test_what_comes_too_fast_is_left_to_reads() -> None:
         extent = extent_of(index, cut(index, Span(0, index.object_size), 1 << 40)[0])
         extent.serial, extent.span = serial, Span(0, 1 << 20)
         pusher.offer(extent)
-    assert list(pusher._waiting) == list(range(68, 100))
+    assert list(pusher._jobs) == list(range(68, 100))
+
+
+# -- a reader that has caught up ------------------------------------------------------------------------
+
+LARGE = 100 << 10
+
+
+class Pushed:
+    """Takes what is pushed; while it `holds`, nothing is answered."""
+
+    def __init__(self) -> None:
+        self.inodes: list[int] = []
+        self.holds = trio.Event()
+        self.holds.set()
+
+    async def __call__(self, data: memoryview, rows: bytes, last: bool) -> tuple[int, int]:
+        await self.holds.wait()
+        await trio.sleep(0.001)
+        found = np.frombuffer(rows, "=u8").reshape(-1, 4)
+        self.inodes += found[:, 0].tolist()
+        return len(found), int(found[:, 3].sum())
+
+
+def reading(pusher: Pusher, extent: Extent, slot: int) -> Awaitable[None]:
+    """Do what a READ of a datapoint does when its bytes are there."""
+    entry = extent.ref.index.entry(slot)
+    pusher.reading(FIRST_INODE + slot, entry.size)
+    return pusher.lead(extent.ref, entry.content.start, FIRST_INODE + slot)
+
+
+async def test_a_read_waits_until_what_follows_it_has_a_lead(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    index = index_of([LARGE] * 80)
+    extent = extent_of(index, Span(0, index.object_size))
+    pusher, push = Pusher(numbers, Counters()), Pushed()
+    nursery.start_soon(partial(pusher.run, push, heartbeats=False))
+    pusher.offer(extent)
+    await reading(pusher, extent, 40)
+    lead = {FIRST_INODE + slot for slot in range(41, 51)}  # a mebibyte
+    assert lead <= set(push.inodes)
+    await trio.sleep(1)
+    assert sorted(push.inodes) == [FIRST_INODE + slot for slot in range(80) if slot != 40], "each once"
+
+
+async def test_a_read_of_what_is_being_pushed_never_waits_for_that(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Pushing waits for the READ: the kernel has locked its page."""
+    index = index_of([LARGE] * 80)
+    extent = extent_of(index, Span(0, index.object_size))
+    pusher, push = Pusher(numbers, Counters()), Pushed()
+    push.holds = trio.Event()
+    nursery.start_soon(partial(pusher.run, push, heartbeats=False))
+    pusher.offer(extent)
+    await trio.testing.wait_all_tasks_blocked()
+    begun = trio.current_time()
+    await reading(pusher, extent, 3)
+    assert trio.current_time() == begun
+    await reading(pusher, extent, 70)  # not being pushed: waits, but not for long
+    assert begun < trio.current_time() < begun + 0.1
+
+
+async def test_a_read_waits_for_nothing_else(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    index = index_of([LARGE] * 80)
+    half = cut(index, Span(0, index.object_size), index.object_size // 2)
+    ours, other = extent_of(index, half[0]), extent_of(index, half[1])
+    pusher, push = Pusher(numbers, Counters()), Pushed()
+    push.holds = trio.Event()
+    nursery.start_soon(partial(pusher.run, push, heartbeats=False))
+    begun = trio.current_time()
+    await reading(pusher, ours, 3)  # nothing is to be pushed
+    pusher.offer(other)
+    await trio.testing.wait_all_tasks_blocked()
+    await reading(pusher, ours, 3)  # nothing near is to be pushed
+    assert trio.current_time() == begun

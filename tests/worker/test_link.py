@@ -29,6 +29,7 @@ from datas3tfs.worker import serving
 from datas3tfs.worker.blocks import WorkerBlocks
 from datas3tfs.worker.frames import Words
 from datas3tfs.worker.link import Gone, Link, open_link
+from datas3tfs.worker.memory import Area, Loan
 from tests.harness.faultproxy import Fault, FaultProxy, Kind
 from tests.harness.mounts import until
 from tests.harness.s3 import S3Server
@@ -187,6 +188,26 @@ async def test_blocks_nobody_has_are_given_back(bench: Bench, monkeypatch: pytes
         gc.collect()
     await bench.load(Span(0, 10))
     assert max(held) <= 3
+
+
+async def test_memory_is_used_again_and_never_what_a_thread_may_still_be_writing_to(bench: Bench) -> None:
+    def area(data: memoryview) -> Area:
+        assert isinstance(data.obj, Loan)
+        return data.obj.area
+
+    data = await bench.load(Span(0, 400_000))
+    first = area(data)
+    del data
+    data = await bench.load(Span(1000, 401_000))
+    assert area(data) is first
+    assert bytes(data) == bench.body[1000:401_000]
+    del data
+    bench.proxy.add(Fault(Kind.STALL_BODY, times=1))
+    with trio.move_on_after(0.3) as scope:
+        await bench.load(Span(0, 400_000))
+    assert scope.cancelled_caught
+    assert not first.is_clean
+    assert area(await bench.load(Span(0, 400_000))) is not first
 
 
 async def test_nothing_is_pushed_without_a_device_or_of_other_bytes(bench: Bench) -> None:
