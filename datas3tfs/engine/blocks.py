@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -96,10 +96,10 @@ class BlockPool:
             raise Corrupt(problem)
         return data
 
-    def at_hand(self, ref: ObjectRef, span: Span) -> memoryview | None:
-        """Return the bytes *span*, a piece, if they are here and right."""
+    def at_hand(self, ref: ObjectRef, span: Span, starts: Collection[int]) -> memoryview | None:
+        """Return the bytes *span*, pieces that begin at *starts*, if they are here in one, and right."""
         extent = self._covering(ref, span)
-        if extent is None or extent.data is None or span.start in extent.problems:
+        if extent is None or extent.data is None or not extent.problems.keys().isdisjoint(starts):
             return None
         self._counters.add("read.hit")
         self._use(extent)

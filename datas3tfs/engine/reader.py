@@ -9,7 +9,7 @@ time limit.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import trio
 
@@ -25,6 +25,7 @@ from datas3tfs.engine.tree import OpenDatapoint, Tree
 from datas3tfs.errors import Corrupt, NotFound, Unavailable
 
 T = TypeVar("T")
+_Part: TypeAlias = tuple[int, memoryview]  # where it begins in the object, and bytes
 
 _MOVES = 4  # places that one read tries
 _ATTEMPTS = 3  # at bytes that fail their checks; what is wrong three times is wrong in the object
@@ -112,9 +113,10 @@ class Reader:
         ref = _object_of(file)
         if len(pieces) > 1:
             self._pool.gather(ref, Span(pieces[0].span.start, pieces[-1].span.stop))
-        return _joined(
-            file.entry, pieces, [await self._checked(file, ref, one) for one in pieces], offset, size
-        )
+        parts = [(one.span.start, await self._checked(file, ref, one)) for one in pieces]
+        if len(parts) > 1:  # by now they may be in one
+            parts = self._parts_at_hand(ref, pieces) or parts
+        return _joined(file.entry, parts, offset, size)
 
     def _observe(self, file: OpenDatapoint, pieces: list[Piece]) -> None:
         self._prefetcher.observe(file, Span(pieces[0].span.start, pieces[-1].span.stop))
@@ -125,14 +127,24 @@ class Reader:
         """Return what is read if all of it is in memory and right: most reads, and so without any waiting."""
         if pieces[0].number and not file.header_checked:
             return None
-        ref, parts = _object_of(file), []
-        for one in pieces:
-            data = self._pool.at_hand(ref, one.span)
-            if data is None:
-                return None
-            parts.append(data)
+        parts = self._parts_at_hand(_object_of(file), pieces)
+        if parts is None:
+            return None
         file.header_checked = True
-        return _joined(file.entry, pieces, parts, offset, size)
+        return _joined(file.entry, parts, offset, size)
+
+    def _parts_at_hand(self, ref: ObjectRef, pieces: list[Piece]) -> list[_Part] | None:
+        """Return the bytes of *pieces*: in one part, most often."""
+        starts = [one.span.start for one in pieces]
+        data = self._pool.at_hand(ref, Span(starts[0], pieces[-1].span.stop), starts)
+        if data is not None:
+            return [(starts[0], data)]
+        parts = list[_Part]()
+        for one in pieces if len(pieces) > 1 else ():
+            if (data := self._pool.at_hand(ref, one.span, (one.span.start,))) is None:
+                return None
+            parts.append((one.span.start, data))
+        return parts or None
 
     async def _checked(self, file: OpenDatapoint, ref: ObjectRef, piece: Piece) -> memoryview:
         for attempt in range(1, _ATTEMPTS + 1):
@@ -173,16 +185,11 @@ class Reader:
         self._failed.update({(ref, one.span.start): (trio.current_time(), error) for one in pieces})
 
 
-def _joined(
-    entry: Entry, pieces: list[Piece], parts: list[memoryview], offset: int, size: int
-) -> bytes | memoryview:
-    """Return *size* bytes of content from *offset* on out of the bytes of *pieces*."""
+def _joined(entry: Entry, parts: list[_Part], offset: int, size: int) -> bytes | memoryview:
+    """Return *size* bytes of content from *offset* on out of *parts*, which follow each other."""
     start = entry.content.start + offset
     stop = min(start + size, entry.content.stop)
-    wanted = [
-        part[max(start, one.content.start) - one.span.start : stop - one.span.start]
-        for one, part in zip(pieces, parts, strict=True)
-    ]
+    wanted = [data[max(0, start - position) : stop - position] for position, data in parts]
     return wanted[0] if len(wanted) == 1 else b"".join(wanted)
 
 

@@ -68,10 +68,10 @@ def invalidate_entry(parent: int, name: bytes) -> bytes:
     return _notification(_Code.INVAL_ENTRY, _INVAL_ENTRY.pack(parent, len(name), 0) + name + b"\0")
 
 
-def store(inode: int, offset: int, length: int) -> bytes:
-    """Return what comes before *length* bytes that the kernel shall take as *inode*'s from *offset* on."""
+def store(inode: int, length: int) -> bytes:
+    """Return what comes before the *length* bytes that the kernel shall take as the content of *inode*."""
     whole = ANSWER.size + _STORE.size + length
-    return ANSWER.pack(whole, _Code.STORE, 0) + _STORE.pack(inode, offset, length, 0)
+    return ANSWER.pack(whole, _Code.STORE, 0) + _STORE.pack(inode, 0, length, 0)
 
 
 def widened(init_answer: bytearray | memoryview, background: int) -> None:

@@ -45,10 +45,10 @@ class Notifier:
         self._device = device
         self._is_stopped = False  # the number of the device may soon be another file's
 
-    def store(self, inode: int, offset: int, content: memoryview) -> None:
-        """Put *content* into the page cache, where only whole pages count, or what ends with the file. Raises
-        OSError: most often ENOENT, if the kernel does not know the file."""
-        os.writev(self._device, [messages.store(inode, offset, len(content)), content])
+    def store(self, inode: int, content: memoryview) -> None:
+        """Put all the *content* of a file into the page cache. Raises OSError: most often ENOENT, if the
+        kernel does not know the file."""
+        os.writev(self._device, [messages.store(inode, len(content)), content])
 
     def forget(self, entries: Iterable[Known]) -> None:
         """Drop directory entries and, as somebody may hold the files open, their cached pages."""

@@ -154,7 +154,7 @@ class Operations(pyfuse3.Operations):
         file = await self._tree.locate(dataset_id, key)
         if not file.entry.size:  # no read will come that could notice a lie
             await self._reader.check_empty(file)
-        self.pusher.reading(self._inode_of(file), 0)
+        self.pusher.reading(self._inode_of(file))
         self._reader.expect(file)
         return pyfuse3.FileInfo(fh=self._files.add(file), keep_cache=True)
 
@@ -175,7 +175,7 @@ class Operations(pyfuse3.Operations):
             return None
         data = self._reader.read_at_hand(file, offset, size)
         if data is not None:
-            self.pusher.reading(inode, offset + size)
+            self.pusher.reading(inode)
             self._count(data)
         return data
 
@@ -187,7 +187,7 @@ class Operations(pyfuse3.Operations):
         self._recent.move_to_end(inode)
         if len(self._recent) > _RECENT:
             self._recent.popitem(last=False)
-        self.pusher.reading(inode, offset + size)
+        self.pusher.reading(inode)
         data = await self._reader.read(file, offset, size)
         here = file.here
         ref = object_ref(here.dataset, here.datarange, here.index)

@@ -1,11 +1,12 @@
-"""Put content into the kernel's page cache before it is asked for: a READ less for each small file.
+"""Put small files into the kernel's page cache before they are asked for: a READ less for each.
 
-What was fetched ahead, and is right, goes to the kernel piece by piece (core/reads.py), by the worker
-(worker/serving.py): it waits while a READ of that file is under way, and the event loop is who answers it.
-Only files the kernel has looked up or listed can take it.
+What was fetched ahead, and is right, goes to the kernel file by file, by the worker (worker/serving.py): it
+waits while a READ of that file is under way, and the event loop is who answers it. Only files the kernel has
+looked up or listed can take it. Of larger files the kernel reads ahead itself, a mebibyte at a time, which
+costs less than both (measured).
 
-Where every page is there before it is asked for, and files are not opened at our door (frontloop.py), nobody
-would see the reader go by. So some pieces are left out, the *heartbeats*: their READs, answered from memory,
+Where every file is there before it is asked for, and files are not opened at our door (frontloop.py), nobody
+would see the reader go by. So some are left out, the *heartbeats*: their READs, answered from memory,
 tell how far the reader is, and prefetch keeps its distance.
 
 Reading from the cache is faster than pushing: a reader that has caught up would get a READ answered for each
@@ -26,27 +27,25 @@ import trio
 
 from datas3tfs.core.checksums import CHUNK
 from datas3tfs.core.counters import Counters
-from datas3tfs.core.index import Entry
-from datas3tfs.core.reads import pieces_of, slots_in
+from datas3tfs.core.reads import slots_in
 from datas3tfs.core.spans import Span
 from datas3tfs.core.tar import BLOCK
 from datas3tfs.engine.blocks import Extent, ObjectRef
 
 _WAITING = 32 << 20  # bytes: what comes faster than it can be pushed is left to READs
-_READ = 4096  # files read last, of which pages are in the cache already
-_BEAT_PIECES = 64  # one piece in so many is left out …
+_READ = 4096  # files read last, which are in the cache already
+_BEAT_FILES = 64  # one file in so many is left out …
 _BEAT_BYTES = 4 << 20  # … or in so many bytes, if that is less: a few times in what is fetched ahead …
 _BEATS = 3  # … or so many times in a stretch: at first, little is fetched ahead
 _TURN = 1 << 20  # bytes pushed until we look again where the readers are …
-_TURN_ROWS = 4096  # … and parts of files at most
+_TURN_FILES = 4096  # … and files, at most
 _LEAD = 1 << 20  # bytes pushed ahead of a reader that has caught up, before it goes on …
 _LEAD_SECONDS = 0.02  # … or as long as that takes
-_KERNEL_AHEAD = 1 << 20  # bytes that the kernel reads ahead of a reader by itself
 
 # Returns the inode numbers of the datapoints in some slots of an object; None if they are not certain.
 Numbers = Callable[[ObjectRef, Span], Sequence[int] | None]
-# Pushes parts of files: rows of (inode, offset in the file, start in the block, length), 8 bytes each; says
-# whether these are the last of the block; returns (parts pushed, their bytes).
+# Pushes files: rows of (inode, start in the block, length), 8 bytes each; says whether these are the last of
+# the block; returns (files pushed, their bytes).
 Push = Callable[[memoryview, bytes, bool], Awaitable[tuple[int, int]]]
 
 
@@ -65,14 +64,14 @@ class _Job:
         if self.rows is None:
             return True
         start = position - self.extent.span.start
-        self.at, until = map(int, np.searchsorted(self.rows[:, 2], [start + 1, start + _LEAD]))
+        self.at, until = map(int, np.searchsorted(self.rows[:, 1], [start + 1, start + _LEAD]))
         return self.at < until
 
     def next_turn(self) -> npt.NDArray[np.uint64]:
         """Take away, and return, rows of about _TURN bytes."""
         assert self.rows is not None
         at = self.at if self.at < len(self.rows) else 0
-        count = max(1, int(np.searchsorted(np.cumsum(self.rows[at : at + _TURN_ROWS, 3]), _TURN)))
+        count = max(1, int(np.searchsorted(np.cumsum(self.rows[at : at + _TURN_FILES, 2]), _TURN)))
         turn = self.rows[at : at + count]
         self.rows, self.at = np.delete(self.rows, slice(at, at + count), 0), at
         return turn
@@ -96,7 +95,7 @@ class Pusher:
             None  # what is being pushed now, and of which inodes
         )
         self._urgent: _Job | None = None
-        self._read: OrderedDict[int, int] = OrderedDict()  # inode → how far it is read
+        self._read: OrderedDict[int, None] = OrderedDict()  # inodes, last read last
 
     def offer(self, extent: Extent) -> None:
         """Take note of bytes that have come ahead of their readers."""
@@ -106,9 +105,10 @@ class Pusher:
             self._drop(next(iter(self._jobs.values())))
         self._arrived.set()
 
-    def reading(self, inode: int, stop: int) -> None:
-        """Take note that a file is being read up to *stop*: it is too late to push what lies before."""
-        self._read[inode] = max(stop, self._read.pop(inode, 0))
+    def reading(self, inode: int) -> None:
+        """Take note that a file is being read: it is too late to push it."""
+        self._read[inode] = None
+        self._read.move_to_end(inode)
         if len(self._read) > _READ:
             self._read.popitem(last=False)
 
@@ -142,15 +142,15 @@ class Pusher:
         if job.rows is None:
             job.rows = self._rows(job.extent, heartbeats)
         turn, known = job.next_turn() if len(job.rows) else job.rows, True
-        unread = np.fromiter((self._is_ahead(*row) for row in turn[:, :2].tolist()), np.bool_, len(turn))
+        unread = np.fromiter((one not in self._read for one in turn[:, 0].tolist()), np.bool_, len(turn))
         if unread.any():
             rows = turn[unread]
             self._turning = job, frozenset(rows[:, 0].tolist())
-            parts, size = await push(job.extent.data, rows.tobytes(), False)
+            files, size = await push(job.extent.data, rows.tobytes(), False)
             self._turning = None
-            self._counters.add("push.parts", parts)
+            self._counters.add("push.files", files)
             self._counters.add("push.bytes", size)
-            known = parts > 0  # else the kernel does not know these files, nor those after them
+            known = files > 0  # else the kernel does not know these files, nor those after them
         if not known or not len(job.rows):
             job.extent.is_pushed = known
             self._drop(job)
@@ -162,58 +162,34 @@ class Pusher:
             self._bytes -= job.extent.span.length
             job.end_turn()
 
-    def _is_ahead(self, inode: int, offset: int) -> bool:
-        """Say whether nobody has read a file so far, nor will the kernel by itself."""
-        read = self._read.get(inode)
-        return read is None or (offset > 0 and offset >= read + _KERNEL_AHEAD)
-
     def _rows(self, extent: Extent, heartbeats: bool) -> npt.NDArray[np.uint64]:
-        """Return (inode, offset in the file, start in the extent, length) of the parts to be pushed."""
+        """Return (inode, start in the extent, length) of the files to be pushed."""
         index, span = extent.ref.index, extent.span
         slots = slots_in(index, span)
         numbers = self._numbers(extent.ref, slots)
         if numbers is None:
-            return np.empty((0, 4), np.uint64)
+            return np.empty((0, 3), np.uint64)
         offsets, blocks, sizes = index.places(slots.start, slots.length)
         starts = offsets + blocks * BLOCK
         chosen = (sizes > 0) & (sizes <= CHUNK) & (offsets >= span.start) & (starts + sizes <= span.stop)
         if extent.problems:
             chosen &= ~np.isin(offsets, list(extent.problems))
         if heartbeats:
-            places = np.arange(slots.length) + (index.first + slots.start) % _BEAT_PIECES
+            places = np.arange(slots.length) + (index.first + slots.start) % _BEAT_FILES
             beats = chosen & (places % _beat(span, slots.length) == 0)
             self._counters.add("push.heartbeats", int(np.count_nonzero(beats)))
             chosen &= ~beats
         small = np.flatnonzero(chosen)
         inodes = np.fromiter((numbers[i] for i in small.tolist()), np.uint64, len(small))
-        columns = inodes, np.zeros(len(small), np.uint64), starts[small] - span.start, sizes[small]
-        rows = [np.column_stack([column.astype(np.uint64) for column in columns])]
-        rows += [
-            self._large(extent, index.entry(slots.start + slot), numbers[slot], heartbeats)
-            for slot in np.flatnonzero(sizes > CHUNK).tolist()
-        ]
-        found = np.concatenate(rows)
-        return found[np.argsort(found[:, 2], kind="stable")]
-
-    def _large(self, extent: Extent, entry: Entry, inode: int, heartbeats: bool) -> npt.NDArray[np.uint64]:
-        """Return the rows of the pieces of a datapoint of several."""
-        beat = _beat(extent.span, max(1, extent.span.length // CHUNK))
-        pieces = pieces_of(entry, extent.span)
-        right = [one for one in pieces if one.span.start not in extent.problems]
-        pushed = [one for one in right if not heartbeats or one.number % beat]
-        self._counters.add("push.heartbeats", len(right) - len(pushed))
-        rows = [
-            (inode, one.number * CHUNK, one.content.start - extent.span.start, one.content.length)
-            for one in pushed
-        ]
-        return np.array(rows, np.uint64).reshape(-1, 4)
+        columns = inodes, starts[small] - span.start, sizes[small]
+        return np.column_stack([column.astype(np.uint64) for column in columns])
 
 
 def _holds(extent: Extent, ref: ObjectRef, position: int) -> bool:
     return extent.ref == ref and position in extent.span
 
 
-def _beat(span: Span, pieces: int) -> int:
-    """Return one piece in how many is a heartbeat in a stretch of so many."""
+def _beat(span: Span, files: int) -> int:
+    """Return one file in how many is a heartbeat in a stretch of so many."""
     between = min(_BEAT_BYTES, span.length // _BEATS)
-    return max(2, min(_BEAT_PIECES, between * pieces // span.length))
+    return max(2, min(_BEAT_FILES, between * files // span.length))

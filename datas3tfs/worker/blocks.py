@@ -61,9 +61,9 @@ class WorkerBlocks:
         return await check_block(index, span, data)
 
     async def push(self, data: memoryview, rows: bytes, last: bool) -> tuple[int, int]:
-        """Put parts of files in *data* into the page cache: *rows* of (inode, offset in the file, start in
-        *data*, length), 8 bytes each. After the *last* the worker lets go of *data*. Return (parts pushed,
-        their bytes): none if *data* did not come ahead, or without a worker."""
+        """Put files in *data* into the page cache: *rows* of (inode, start in *data*, length), 8 bytes each.
+        After the *last* the worker lets go of *data*. Return (files pushed, their bytes): none if *data* did
+        not come ahead, or without a worker."""
         if self._link.is_alive and self._link.is_shared(data):
             try:
                 return await self._link.push(data, rows, last)

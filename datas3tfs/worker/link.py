@@ -86,15 +86,14 @@ class Link:
         return dict(answer["problems"])
 
     async def push(self, data: memoryview, rows: bytes, last: bool) -> tuple[int, int]:
-        """Push parts of files in *data* from `get_shared`: *rows* of (inode, offset in the file, start in
-        *data*, length), 8 bytes each. Return (parts pushed, their bytes). After the *last* the worker lets go
-        of *data*. Raises Gone."""
+        """Push files in *data* from `get_shared`: *rows* of (inode, start in *data*, length), 8 bytes each.
+        Return (files pushed, their bytes). After the *last* the worker lets go of *data*. Raises Gone."""
         loan = _loan(data)
         with _unclean_unless_answered(loan):
             answer, _ = await self._ask({"do": "push", "block": loan.block, "last": last}, rows)
         if last:
             self._let_go.add(loan.block)
-        return answer["parts"], answer["bytes"]
+        return answer["files"], answer["bytes"]
 
     async def forget(self, entries: Sequence[Known]) -> None:
         """Have the kernel forget directory entries. Raises Gone."""

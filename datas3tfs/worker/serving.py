@@ -5,8 +5,8 @@
     get        address, key, span, total, block: fetch into memory that comes with it, or, without a block,
                answer with the bytes
     check      block, span; the index of what lies there: answer what is wrong (core/checking.py)
-    push       block; rows of (inode, offset, start, length): put these parts of files into the page cache;
-               if these are the last, let go of the block
+    push       block; rows of (inode, start, length): put these files into the page cache; if they are the
+               last, let go of the block
     forget     directory entries: have the kernel forget them
     widen      mount point: let the kernel read further ahead (fs/readahead.py)
     off        the fetch with that number is not wanted any more
@@ -50,7 +50,7 @@ log = logging.getLogger(__name__)
 _RECEIVED = 1 << 18  # bytes taken at once
 _DESCRIPTORS = 64  # likewise
 _CHECKERS = 2
-_FIRST = 4  # parts pushed; if the kernel knows none of them it is not asked for the rest
+_FIRST = 4  # files pushed; if the kernel knows none of them it is not asked for the rest
 _MEMINFO = Path("/proc/meminfo")
 _SPARE = 16  # of memory, one part in so many must be available for pushes to go on
 
@@ -163,22 +163,22 @@ class _Server:
         return {}, b""
 
     def _push(self, rows: bytes, block: mmap.mmap) -> tuple[Words, bytes]:
-        """Push the parts of files in *rows*, four numbers of 8 bytes each, in their order."""
-        parts, size = 0, 0
+        """Push the files in *rows*, three numbers of 8 bytes each, in their order."""
+        files, size = 0, 0
         if not rows or self._notifier is None or _memory_is_short():
-            return {"parts": 0, "bytes": 0}, b""
-        table = np.frombuffer(rows, "=u8").reshape(-1, 4).tolist()
+            return {"files": 0, "bytes": 0}, b""
+        table = np.frombuffer(rows, "=u8").reshape(-1, 3).tolist()
         with memoryview(block) as view:
-            for place, (inode, offset, start, length) in enumerate(table):
-                if place == _FIRST and not parts:
+            for place, (inode, start, length) in enumerate(table):
+                if place == _FIRST and not files:
                     break
                 with view[start : start + length] as content:
                     try:
-                        self._notifier.store(inode, offset, content)
+                        self._notifier.store(inode, content)
                     except OSError:
                         continue  # most often the kernel does not know the file
-                parts, size = parts + 1, size + length
-        return {"parts": parts, "bytes": size}, b""
+                files, size = files + 1, size + length
+        return {"files": files, "bytes": size}, b""
 
 
 def _mapped(descriptor: int, length: int) -> mmap.mmap:

@@ -26,7 +26,7 @@ def test_listed_files_read_in_order_cost_hardly_any_read_requests(library: Libra
             assert read_all(folder, sorted(os.listdir(folder))) == content
             counters = opened.counters()
             assert counters.get("fuse.open") == (SMALL if write else 0), "read-only: not opened at our door"
-            assert counters.get("fuse.read") + counters.get("push.parts") >= SMALL
+            assert counters.get("fuse.read") + counters.get("push.files") >= SMALL
             assert counters.get("fuse.read") < SMALL // 2, "the rest was there before it was asked for"
             # Nothing is pushed that was not fetched for somebody.
             assert counters.get("push.bytes") <= counters.get("s3.get_bytes")
@@ -36,7 +36,7 @@ def test_files_that_are_not_listed_first_are_read_all_the_same(library: Library)
     content = library.content("small")
     with library.stack.mount(cold=True) as opened:
         assert read_all(opened.path / "small", list(content)) == content
-        assert opened.counters().get("push.parts") < SMALL // 10, "the kernel does not know what comes"
+        assert opened.counters().get("push.files") < SMALL // 10, "the kernel does not know what comes"
 
 
 def test_a_random_reader_has_nothing_pushed(library: Library) -> None:
@@ -46,7 +46,7 @@ def test_a_random_reader_has_nothing_pushed(library: Library) -> None:
         os.listdir(opened.path / "small")
         for name in names:
             assert (opened.path / "small" / name).read_bytes() == content[name]
-        assert opened.counters().get("push.parts") == 0
+        assert opened.counters().get("push.files") == 0
 
 
 def test_several_readers_of_listed_files_get_the_right_bytes(library: Library) -> None:

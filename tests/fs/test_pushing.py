@@ -1,4 +1,4 @@
-"""What is pushed of a stretch that has come: whole right pieces, each once; some are left out."""
+"""What is pushed of a stretch that has come: small files that are right, each once; some are left out."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ sizes = st.lists(
     st.integers(0, 9000) | st.sampled_from([CHUNK, CHUNK + 1, 3 * CHUNK + 5]), min_size=1, max_size=25
 )
 
-Part = tuple[int, int, int, int]  # inode, offset in the file, start in the extent, length
+Row = tuple[int, ...]  # inode, start in the extent, length
 
 
 def extent_of(index: Index, span: Span) -> Extent:
@@ -39,17 +39,17 @@ def numbers(ref: ObjectRef, slots: Span) -> Sequence[int]:
     return range(FIRST_INODE + slots.start, FIRST_INODE + slots.stop)
 
 
-def pushed(pusher: Pusher, extent: Extent, *, heartbeats: bool = False) -> list[Part]:
+def pushed(pusher: Pusher, extent: Extent, *, heartbeats: bool = False) -> list[Row]:
     """Offer *extent*, and return what is pushed of it."""
-    asked: list[Part] = []
+    asked: list[Row] = []
 
     async def push(data: memoryview, rows: bytes, last: bool) -> tuple[int, int]:
         assert data is extent.data
-        found = [tuple(row) for row in np.frombuffer(rows, "=u8").reshape(-1, 4).tolist()]
+        found = [tuple(row) for row in np.frombuffer(rows, "=u8").reshape(-1, 3).tolist()]
         asked.extend(found)
         if last:
             scope.cancel()
-        return len(found), sum(part[3] for part in found)
+        return len(found), sum(row[2] for row in found)
 
     async def main() -> None:
         with scope:
@@ -61,27 +61,23 @@ def pushed(pusher: Pusher, extent: Extent, *, heartbeats: bool = False) -> list[
     return asked
 
 
-def parts_of(index: Index, span: Span) -> list[Part]:
-    """Return every piece with content that lies wholly in *span*."""
+def files_of(index: Index, span: Span) -> list[Row]:
+    """Return every file of one piece with content that lies wholly in *span*."""
     found = []
     for slot in range(index.count):
         entry = index.entry(slot)
-        for number in range(piece_count(entry)):
-            one = piece(entry, number)
-            if one.content and span.covers(one.span):
-                start = one.content.start - span.start
-                found.append((FIRST_INODE + slot, number * CHUNK, start, one.content.length))
+        one = piece(entry, 0)
+        if one.content and piece_count(entry) == 1 and span.covers(one.span):
+            found.append((FIRST_INODE + slot, one.content.start - span.start, one.content.length))
     return sorted(found)
 
 
 @given(sizes, st.integers(20_000, 2_000_000))
 @settings(deadline=None)
-def test_whole_pieces_and_nothing_else(contents: list[int], limit: int) -> None:
+def test_whole_files_and_nothing_else(contents: list[int], limit: int) -> None:
     index = index_of(contents)
     for span in cut(index, Span(0, index.object_size), limit):
-        parts = pushed(Pusher(numbers, Counters()), extent_of(index, span))
-        assert sorted(parts) == parts_of(index, span)
-        assert all(offset % 4096 == 0 for _, offset, _, _ in parts), "whole pages"
+        assert pushed(Pusher(numbers, Counters()), extent_of(index, span)) == files_of(index, span)
 
 
 @given(sizes, st.data())
@@ -93,26 +89,17 @@ def test_what_is_wrong_or_read_already_is_not_pushed(contents: list[int], data: 
     read = data.draw(st.integers(0, index.count - 1))
     extent, pusher = extent_of(index, span), Pusher(numbers, Counters())
     extent.problems[index.entry(wrong).header.start] = "made wrong"
-    pusher.reading(FIRST_INODE + read, index.entry(read).size)
-    parts = pushed(pusher, extent)
-    gone = {(FIRST_INODE + wrong, 0), *((FIRST_INODE + read, n * CHUNK) for n in range(4))}
-    assert sorted(parts) == [part for part in parts_of(index, span) if part[:2] not in gone]
-
-
-def test_of_a_large_file_only_what_lies_ahead_of_the_reader_and_the_kernel_is_pushed() -> None:
-    index = index_of([40 * CHUNK])
-    span = cut(index, Span(0, index.object_size), 1 << 40)[0]
-    pusher = Pusher(numbers, Counters())
-    pusher.reading(FIRST_INODE, 10 * CHUNK)
-    assert min(offset for _, offset, _, _ in pushed(pusher, extent_of(index, span))) == 14 * CHUNK
+    pusher.reading(FIRST_INODE + read)
+    gone = {FIRST_INODE + wrong, FIRST_INODE + read}
+    assert pushed(pusher, extent) == [row for row in files_of(index, span) if row[0] not in gone]
 
 
 @pytest.mark.parametrize(("size", "count"), [(4096, 2000), (100 * 1024, 80), (0, 5), (CHUNK, 20)])
 def test_a_few_are_left_out_to_hear_of_the_reader(size: int, count: int) -> None:
     index, counters = index_of([size] * count), Counters()
     span = cut(index, Span(0, index.object_size), 1 << 40)[0]
-    parts = pushed(Pusher(numbers, counters), extent_of(index, span), heartbeats=True)
-    left_out = (count if size else 0) - len(parts)
+    rows = pushed(Pusher(numbers, counters), extent_of(index, span), heartbeats=True)
+    left_out = (count if size else 0) - len(rows)
     assert counters.get("push.heartbeats") == left_out
     if size:
         # At least three times in the stretch, and in every 4 MiB; of small files hardly any.
@@ -132,7 +119,7 @@ def test_the_kernel_is_asked_no_more_once_it_knows_nothing() -> None:
     asked: list[int] = []
 
     async def push(data: memoryview, rows: bytes, last: bool) -> tuple[int, int]:
-        asked.append(len(rows) // 32)
+        asked.append(len(rows) // 24)
         if last:
             scope.cancel()
         return (100, 100) if len(asked) == 1 else (0, 0)
@@ -174,15 +161,15 @@ class Pushed:
     async def __call__(self, data: memoryview, rows: bytes, last: bool) -> tuple[int, int]:
         await self.holds.wait()
         await trio.sleep(0.001)
-        found = np.frombuffer(rows, "=u8").reshape(-1, 4)
+        found = np.frombuffer(rows, "=u8").reshape(-1, 3)
         self.inodes += found[:, 0].tolist()
-        return len(found), int(found[:, 3].sum())
+        return len(found), int(found[:, 2].sum())
 
 
 def reading(pusher: Pusher, extent: Extent, slot: int) -> Awaitable[None]:
     """Do what a READ of a datapoint does when its bytes are there."""
     entry = extent.ref.index.entry(slot)
-    pusher.reading(FIRST_INODE + slot, entry.size)
+    pusher.reading(FIRST_INODE + slot)
     return pusher.lead(extent.ref, entry.content.start, FIRST_INODE + slot)
 
 

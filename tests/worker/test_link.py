@@ -211,7 +211,7 @@ async def test_memory_is_used_again_and_never_what_a_thread_may_still_be_writing
 
 
 async def test_nothing_is_pushed_without_a_device_or_of_other_bytes(bench: Bench) -> None:
-    rows = np.array([[1, 0, 0, 10]], np.uint64).tobytes()
+    rows = np.array([[1, 0, 10]], np.uint64).tobytes()
     assert await bench.blocks.push(await bench.load(Span(0, 1000)), rows, True) == (0, 0)
     assert await bench.blocks.push(memoryview(b"not shared"), rows, True) == (0, 0)
 
