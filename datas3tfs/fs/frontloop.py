@@ -14,9 +14,15 @@ not costs a READ. pyfuse3 alone cannot do that: a READ without an open file has 
 nothing but the handle. All other requests go through to pyfuse3 and its answers back, as they are; the
 answer to INIT is widened (messages.py).
 
-For mounts that cannot be written to. Not for notifications: those go straight to /dev/fuse, from other
-threads (notifier.py). INTERRUPT is answered ENOSYS, too: a READ ends within the time limit anyway, pyfuse3
-heeds none, and programs with timers do not expect EINTR from files. Concurrency: the event loop's; nothing
+For mounts that cannot be written to. With OPEN refused once, the kernel opens nothing at our door any more,
+whatever for. That costs writers too much (tried with a file system that notes what it is asked): O_TRUNC is
+lost, as the kernel leaves it to the OPEN that never comes; a committed file that root opens for writing is
+refused at the first write only; and without RELEASE nobody knows which of several FLUSHes is the last, after
+which a file is whole.
+
+Not for notifications: those go straight to /dev/fuse, from another process (notifier.py). INTERRUPT is answered
+ENOSYS, too: a READ ends within the time limit anyway, pyfuse3 heeds none, and programs with timers do not
+expect EINTR from files. Concurrency: the event loop's; nothing
 blocks it, for all descriptors are non-blocking.
 """
 

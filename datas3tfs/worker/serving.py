@@ -26,6 +26,7 @@ import mmap
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -52,6 +53,7 @@ _DESCRIPTORS = 64  # likewise
 _CHECKERS = 2
 _FIRST = 4  # files pushed; if the kernel knows none of them it is not asked for the rest
 _MEMINFO = Path("/proc/meminfo")
+_LOOK_SECONDS = 0.05
 _SPARE = 16  # of memory, one part in so many must be available for pushes to go on
 
 
@@ -83,6 +85,7 @@ class _Server:
         self._blocks: dict[int, mmap.mmap] = {}
         self._fetches: dict[int, Flight] = {}
         self._notifier: Notifier | None = None
+        self._is_short, self._look_again_at = False, 0.0
         self._getting = ThreadPoolExecutor(self._settings.parallel_gets, "get")
         self._checking = ThreadPoolExecutor(_CHECKERS, "check")
         self._pushing = ThreadPoolExecutor(1, "push")
@@ -165,7 +168,7 @@ class _Server:
     def _push(self, rows: bytes, block: mmap.mmap) -> tuple[Words, bytes]:
         """Push the files in *rows*, three numbers of 8 bytes each, in their order."""
         files, size = 0, 0
-        if not rows or self._notifier is None or _memory_is_short():
+        if not rows or self._notifier is None or self._memory_is_short():
             return {"files": 0, "bytes": 0}, b""
         table = np.frombuffer(rows, "=u8").reshape(-1, 3).tolist()
         with memoryview(block) as view:
@@ -179,6 +182,13 @@ class _Server:
                         continue  # most often the kernel does not know the file
                 files, size = files + 1, size + length
         return {"files": files, "bytes": size}, b""
+
+    def _memory_is_short(self) -> bool:
+        """Say whether the machine has better uses for its memory, or had a moment ago."""
+        now = time.monotonic()
+        if now > self._look_again_at:
+            self._is_short, self._look_again_at = _memory_is_short(), now + _LOOK_SECONDS
+        return self._is_short
 
 
 def _mapped(descriptor: int, length: int) -> mmap.mmap:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import gc
+import os
 import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,6 +25,7 @@ from datas3tfs.core.model import Bucket, BucketId
 from datas3tfs.core.reads import cut
 from datas3tfs.core.spans import Span
 from datas3tfs.errors import Corrupt, Datas3tError, NotFound, Unavailable
+from datas3tfs.fs import messages
 from datas3tfs.objects.settings import S3Settings
 from datas3tfs.objects.stores import open_stores
 from datas3tfs.worker import serving
@@ -214,6 +217,33 @@ async def test_nothing_is_pushed_without_a_device_or_of_other_bytes(bench: Bench
     rows = np.array([[1, 0, 10]], np.uint64).tobytes()
     assert await bench.blocks.push(await bench.load(Span(0, 1000)), rows, True) == (0, 0)
     assert await bench.blocks.push(memoryview(b"not shared"), rows, True) == (0, 0)
+
+
+async def test_what_is_pushed_is_told_the_kernel_file_by_file(bench: Bench, tmp_path: Path) -> None:
+    with (tmp_path / "device").open("wb") as device:
+        bench.link.tell({"do": "device"}, os.dup(device.fileno()))
+        data = await bench.load(Span(512, 400_512))
+        rows = np.array([[7, 0, 10], [9, 50, 100]], np.uint64)
+        assert await bench.blocks.push(data, rows.tobytes(), True) == (2, 110)
+    contents = bench.body[512:522], bench.body[562:662]
+    told = [messages.store(7, 10), contents[0], messages.store(9, 100), contents[1]]
+    assert (tmp_path / "device").read_bytes() == b"".join(told)
+
+
+async def test_nothing_is_pushed_while_memory_is_short(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures = tmp_path / "meminfo"
+    figures.write_text("MemTotal: 1600 kB\nMemFree: 0 kB\nMemAvailable: 99 kB\n")
+    monkeypatch.setattr(serving, "_MEMINFO", figures)
+    monkeypatch.setattr(serving, "_LOOK_SECONDS", 0.0)
+    rows = np.array([[7, 0, 10]], np.uint64).tobytes()
+    with (tmp_path / "device").open("wb") as device:
+        bench.link.tell({"do": "device"}, os.dup(device.fileno()))
+        data = await bench.load(Span(512, 400_512))
+        assert await bench.blocks.push(data, rows, False) == (0, 0)
+        figures.write_text("MemTotal: 1600 kB\nMemFree: 0 kB\nMemAvailable: 101 kB\n")
+        assert await bench.blocks.push(data, rows, True) == (1, 10)
 
 
 async def test_a_worker_that_dies_is_done_without(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
