@@ -86,13 +86,17 @@ class PrefetchPlanner:
         """Bytes given out beyond where readers were last seen: read unseen, yet to be read, or in vain."""
         return self._forwards.ahead + self._backwards.ahead
 
+    def is_forwards(self, read: Span) -> bool:
+        """Say whether *read* belongs to a reader known to go forwards."""
+        return self._forwards.is_following(read)
+
     def observe(self, read: Span) -> Span | None:
         """Take note of a read at *read*; return the span now worth having, or None.
 
         The span borders on the read itself or on an earlier answer, and is never empty.
         """
         ahead = self._forwards.observe(read)
-        if ahead is not None or self._forwards.is_following(read):
+        if ahead is not None or self.is_forwards(read):
             return ahead
         mirrored = self._backwards.observe(_mirrored(read))
         if mirrored is None:

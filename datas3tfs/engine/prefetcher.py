@@ -68,6 +68,11 @@ class Prefetcher:
         if later:
             self._nursery.start_soon(self._fetch_later, file.snapshot, later)
 
+    def is_forwards(self, file: OpenDatapoint, read: Span) -> bool:
+        """Say whether *read* (a span of the object) of *file* belongs to a reader known to go forwards."""
+        planner = self._planners.get(file.dataset.id)
+        return planner is not None and planner.is_forwards(read.shifted(file.base))
+
     async def _fetch_later(self, snapshot: Snapshot, parts: list[tuple[Datarange, Span]]) -> None:
         for datarange, span in parts:
             try:

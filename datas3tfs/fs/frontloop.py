@@ -20,10 +20,10 @@ lost, as the kernel leaves it to the OPEN that never comes; a committed file tha
 refused at the first write only; and without RELEASE nobody knows which of several FLUSHes is the last, after
 which a file is whole.
 
-Not for notifications: those go straight to /dev/fuse, from another process (notifier.py). INTERRUPT is answered
-ENOSYS, too: a READ ends within the time limit anyway, pyfuse3 heeds none, and programs with timers do not
-expect EINTR from files. Concurrency: the event loop's; nothing
-blocks it, for all descriptors are non-blocking.
+Not for notifications: those go straight to /dev/fuse, from another process (notifier.py). INTERRUPT is
+answered ENOSYS, too: a READ ends within the time limit anyway, pyfuse3 heeds none, and programs with timers
+do not expect EINTR from files. Concurrency: the event loop's; nothing blocks it, for all descriptors are
+non-blocking.
 """
 
 from __future__ import annotations

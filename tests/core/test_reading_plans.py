@@ -177,6 +177,22 @@ def test_reading_backwards_is_reading_forwards_in_a_mirror() -> None:
     assert len(wanted) < 15
 
 
+def test_only_who_is_known_to_go_forwards_goes_forwards() -> None:
+    forwards, backwards, nowhere = (PrefetchPlanner(LIMITS) for _ in range(3))
+    places = list(range(0, 1_000_000, 5_000))
+    scattered = random.Random(1).sample(range(0, 10**10, 10**6), len(places))
+    said = {
+        name: [planner.is_forwards(one) for one in reads if [planner.observe(one)]]
+        for name, planner, reads in (
+            ("forwards", forwards, [Span(at, at + 4_500) for at in places]),
+            ("backwards", backwards, [Span(at, at + 4_500) for at in reversed(places)]),
+            ("nowhere", nowhere, [Span(at, at + 4_500) for at in scattered]),
+        )
+    }
+    assert said["forwards"] == [False, False, *[True] * (len(places) - 2)]
+    assert not any(said["backwards"] + said["nowhere"])
+
+
 def test_who_leaves_out_some_each_time_is_a_reader_after_a_few_more() -> None:
     planner = PrefetchPlanner(PrefetchLimits())
     reads = [Span(n * 150_000, n * 150_000 + 100_000) for n in range(100)]

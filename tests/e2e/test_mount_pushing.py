@@ -27,7 +27,8 @@ def test_listed_files_read_in_order_cost_hardly_any_read_requests(library: Libra
             counters = opened.counters()
             assert counters.get("fuse.open") == (SMALL if write else 0), "read-only: not opened at our door"
             assert counters.get("fuse.read") + counters.get("push.files") >= SMALL
-            assert counters.get("fuse.read") < SMALL // 2, "the rest was there before it was asked for"
+            most = SMALL // 2 if write else SMALL // 5
+            assert counters.get("fuse.read") < most, "the rest was there before it was asked for"
             # Nothing is pushed that was not fetched for somebody.
             assert counters.get("push.bytes") <= counters.get("s3.get_bytes")
 
