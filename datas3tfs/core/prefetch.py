@@ -4,7 +4,8 @@ Positions are *linear*: the objects of a dataset laid end to end in key order. R
 order is then just reading forwards, across the borders of files and of objects, and a large file is
 no special case. Streams of reads are told apart, so that several readers at once each get their own
 window. Who reads backwards reads forwards in a mirror. A stream must prove itself before anything is fetched
-for it; then its window starts small and grows while the reader keeps pace.
+for it, unless it begins where the dataset does; then its window starts small and grows while the reader keeps
+pace. Many readers have smaller windows each, so that what was fetched for one is not evicted for another.
 
 Not every read is seen: what was pushed into the page cache is read there. So a proven stream may go on
 anywhere in what it was given, and a little beyond.
@@ -33,16 +34,18 @@ _CLOSE_STEP, _LOOSE_STEP = 5, 2
 _PROOF = 10
 _SOON = 32
 _STREAMS = 64  # readers told apart; the one idle longest is forgotten
-_GROWTH = 4  # of the window, each time half of it is read: few round trips until it hides all latency
+_ACTIVE = 1024  # … and of those, whose last read is so many reads ago, others have the share
+_GROWTH = 8  # of the window, each time half of it is read: few round trips until it hides all latency
 _STEP = 8 * 1024 * 1024  # bytes read of a large window until as many are fetched: a request, so that some run
 
 
 @dataclass(frozen=True, slots=True)
 class PrefetchLimits:
-    """How far ahead to fetch, in bytes."""
+    """How far ahead to fetch, in bytes: of one reader, and of all together."""
 
-    first_window: int = 512 * 1024
-    largest_window: int = 32 * 1024 * 1024  # 30 ms of latency at 1 GB/s, or ten readers at 100 MB/s
+    first_window: int = 1024 * 1024
+    largest_window: int = 64 * 1024 * 1024  # 30 ms of latency at 1 GB/s, and as much to be read meanwhile
+    all_windows: int = 256 * 1024 * 1024
 
 
 @dataclass(slots=True)
@@ -127,8 +130,11 @@ class _Streams:
         self._observed += 1
         stream = self._stream_of(read)
         if stream is None:
-            self._add(read)
-            return None
+            stream = self._add(read)
+            if read.start != 0 or not self._limits.first_window:
+                return None
+            stream.proof = _PROOF  # who reads the very first datapoint hardly ever wants that alone
+            return self._extend(stream, read)
         if not stream.is_proven and self._observed - stream.seen > _SOON:
             stream.proof = 0
         stream.seen = self._observed
@@ -145,17 +151,24 @@ class _Streams:
         near = [s for s in self._streams if -_BEHIND <= read.start - s.position <= s.tolerance]
         return min(near, key=lambda s: abs(read.start - s.position), default=None)
 
-    def _add(self, read: Span) -> None:
+    def _add(self, read: Span) -> _Stream:
         if len(self._streams) >= _STREAMS:
             self._streams.remove(min(self._streams, key=lambda s: s.seen))
         self._streams.append(_Stream(read.stop, 0, 0, read.stop, self._observed))
+        return self._streams[-1]
+
+    def _active(self) -> int:
+        """Return how many readers there are, one at least."""
+        return max(1, sum(s.is_proven and self._observed - s.seen <= _ACTIVE for s in self._streams))
 
     def _extend(self, stream: _Stream, read: Span) -> Span | None:
         ahead = stream.reached - stream.position
         if stream.window and ahead > stream.window - min(stream.window // 2, _STEP):
             return None
-        wanted = max(_GROWTH * stream.window, self._limits.first_window)
-        stream.window = min(wanted, self._limits.largest_window)
+        first, share = self._limits.first_window, self._limits.all_windows // self._active()
+        stream.window = min(
+            max(_GROWTH * stream.window, first), self._limits.largest_window, max(first, share)
+        )
         # Just proved, or the reader has overtaken the window: begin with this very read.
         start = stream.reached if ahead > 0 else read.start
         length = max(stream.position, read.stop) + stream.window - start

@@ -53,8 +53,8 @@ def object_ref(dataset: Dataset, datarange: Datarange, index: Index) -> ObjectRe
 class Extent:
     """The bytes of one range request: on their way, then *data* or *error*.
 
-    *problems* tells of the pieces that are not right, by where they begin. *is_pushed*: the kernel's page
-    cache has them as well; *is_read*: somebody has read in it."""
+    *problems* tells of the pieces that are not right, by where they begin. *is_pushed*: the small
+    files in it went to the kernel's page cache as well."""
 
     ref: ObjectRef
     span: Span
@@ -65,7 +65,6 @@ class Extent:
     problems: dict[int, str] = field(default_factory=dict)
     error: Datas3tError | None = None
     is_pushed: bool = False
-    is_read: bool = False
 
 
 class BlockPool:
@@ -102,7 +101,7 @@ class BlockPool:
         if extent is None or extent.data is None or not extent.problems.keys().isdisjoint(starts):
             return None
         self._counters.add("read.hit")
-        self._use(extent)
+        self._recent.move_to_end(extent.serial)
         at = span.start - extent.span.start
         return extent.data[at : at + span.length]
 
@@ -123,24 +122,21 @@ class BlockPool:
             raise type(extent.error)(*extent.error.args) from extent.error
         assert extent.data is not None
         if extent.serial in self._recent:
-            self._use(extent)
+            self._recent.move_to_end(extent.serial)
         return extent.data[span.start - extent.span.start :][: span.length]
 
-    def _use(self, extent: Extent) -> None:
-        self._recent.move_to_end(extent.serial)
-        if extent.is_read:
-            return
-        extent.is_read = True
-        # A reader has come to it. What lies two extents back, and is in the page cache, has been read; this
-        # memory is better used again at once, while the next bytes come, than when the budget is spent.
-        last = self._before(extent)
-        passed = None if last is None or not last.is_read else self._before(last)
-        if passed is not None and passed.is_pushed and passed.is_read:
-            self._remove(passed)
-
-    def _before(self, extent: Extent) -> Extent | None:
-        found = self._objects[extent.ref].at(extent.span.start - _PADDING)
-        return None if found is None else found[1]
+    def passed(self, ref: ObjectRef, position: int) -> None:
+        """Take note that who reads forwards has come to *position*. What is two extents back has been read.
+        If it is in the page cache as well, its memory is better used again at once, while the next bytes
+        come, than when the budget is spent."""
+        for _ in range(2):
+            found = self._objects[ref].at(position) if ref in self._objects else None
+            if found is None:
+                return
+            position = found[0].start - _PADDING
+        found = self._objects[ref].at(position)
+        if found is not None and found[1].is_pushed:
+            self._remove(found[1])
 
     def gather(self, ref: ObjectRef, span: Span) -> None:
         """Fetch what of *span* is neither here nor on its way, for a reader who wants all of it."""

@@ -49,10 +49,14 @@ class Prefetcher:
 
     def observe(self, file: OpenDatapoint, read: Span) -> None:
         """Take note that *read* (a span of the object) of *file* is wanted now."""
+        file.is_in_order = False
         if self.is_announced(file) and file.entry.size <= CHUNK:
             return
         planner = self._planners.setdefault(file.dataset.id, PrefetchPlanner(self._limits))
         worth = planner.observe(read.shifted(file.base))
+        file.is_in_order = planner.is_forwards(read.shifted(file.base))
+        if file.is_in_order:
+            self._pool.passed(object_ref(file.snapshot.dataset, file.datarange, file.index), read.start)
         if worth is None:
             return
         later: list[tuple[Datarange, Span]] = []
@@ -67,11 +71,6 @@ class Prefetcher:
                 later.append((datarange, span))
         if later:
             self._nursery.start_soon(self._fetch_later, file.snapshot, later)
-
-    def is_forwards(self, file: OpenDatapoint, read: Span) -> bool:
-        """Say whether *read* (a span of the object) of *file* belongs to a reader known to go forwards."""
-        planner = self._planners.get(file.dataset.id)
-        return planner is not None and planner.is_forwards(read.shifted(file.base))
 
     async def _fetch_later(self, snapshot: Snapshot, parts: list[tuple[Datarange, Span]]) -> None:
         for datarange, span in parts:

@@ -80,11 +80,6 @@ class Reader:
             self._observe(here, pieces)
         return found
 
-    def is_forwards(self, file: OpenDatapoint) -> bool:
-        """Say whether who reads *file* is known to read datapoints in their order."""
-        entry = file.here.entry
-        return self._prefetcher.is_forwards(file.here, Span(entry.header.start, entry.content.stop))
-
     def expect(self, file: OpenDatapoint) -> None:
         """Take note that a datapoint was opened; of a small one there may be no read, if what was fetched
         ahead is in the kernel already."""

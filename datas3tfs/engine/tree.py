@@ -42,6 +42,7 @@ class OpenDatapoint:
     entry: Entry
     base: int  # linear position where its object begins
     header_checked: bool = False
+    is_in_order: bool = False  # who read it last is known to read forwards, and did not announce it
     moved: OpenDatapoint | None = None
 
     @property

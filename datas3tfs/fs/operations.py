@@ -189,8 +189,8 @@ class Operations(pyfuse3.Operations):
             self._recent.popitem(last=False)
         self.pusher.reading(inode)
         data = await self._reader.read(file, offset, size)
-        if self._reader.is_forwards(file):
-            here = file.here
+        here = file.here
+        if here.is_in_order:
             ref = object_ref(here.dataset, here.datarange, here.index)
             await self.pusher.lead(ref, here.entry.content.start + offset, inode)
         self._count(data)

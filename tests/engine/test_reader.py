@@ -9,6 +9,7 @@ import trio.testing
 from datas3tfs.core import tar
 from datas3tfs.core.checksums import CHUNK
 from datas3tfs.core.prefetch import PrefetchLimits
+from datas3tfs.core.reads import cut
 from datas3tfs.core.spans import Span
 from datas3tfs.engine.blocks import object_ref
 from datas3tfs.errors import Corrupt, NotFound, Unavailable
@@ -175,22 +176,22 @@ async def test_a_failed_fetch_is_reported_fails_again_at_once_and_is_tried_afres
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     world = await new_world()
-    await world.commit([b"a" * 10])
+    await world.commit([b"", b"a" * 10])
     world.failing.fail("get_range", 1, Unavailable("S3 is away"))
     async with open_mounted(world) as mounted:
         for _ in range(2):  # the kernel asks twice: its read-ahead, and then for the page itself
-            with pytest.raises(Unavailable, match=r"00000000000000000000\.bin: .*S3 is away"):
-                await mounted.read(0)
+            with pytest.raises(Unavailable, match=r"00000000000000000001\.bin: .*S3 is away"):
+                await mounted.read(1)
         assert world.failing.calls["get_range"] == 1
         await trio.sleep(3)
-        assert await mounted.read(0) == b"a" * 10
+        assert await mounted.read(1) == b"a" * 10
 
 
 async def test_a_reader_that_joined_a_fetch_about_to_fail_tries_itself(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     world = await new_world()
-    await world.commit([b"a" * 10])
+    await world.commit([b"", b"a" * 10])
     world.failing.fail("get_range", 1, Unavailable("away for a while"))
 
     async def slow(method: str, key: str) -> None:
@@ -198,8 +199,8 @@ async def test_a_reader_that_joined_a_fetch_about_to_fail_tries_itself(
 
     world.failing.before_each = slow
     async with open_mounted(world) as mounted:
-        first = await mounted.tree.locate((await world.dataset()).id, 0)
-        second = await mounted.tree.locate((await world.dataset()).id, 0)
+        first = await mounted.tree.locate((await world.dataset()).id, 1)
+        second = await mounted.tree.locate((await world.dataset()).id, 1)
         results: list[bytes] = []
 
         async def read_first() -> None:
@@ -318,3 +319,19 @@ async def test_who_reads_backwards_is_not_taken_for_one_who_has_passed() -> None
         for key in reversed(range(len(SMALL))):
             assert await mounted.read(key) == SMALL[key]
     assert sum(span.length for _, span in data_gets(world)) <= datarange.size, "nothing was fetched twice"
+
+
+async def test_what_is_read_in_an_announced_order_stays() -> None:
+    world = await new_world()
+    datarange = await world.commit(SMALL)
+    async with open_mounted(world) as mounted:
+        mounted.prefetcher.is_announced = lambda file: True
+        mounted.pool.when_ahead = lambda extent: setattr(extent, "is_pushed", True)
+        file = await mounted.tree.locate((await world.dataset()).id, 0)
+        ref = object_ref(file.dataset, file.datarange, file.index)
+        stretches = cut(file.index, Span(0, datarange.size), 256 << 10)
+        for stretch in stretches:
+            assert mounted.pool.request(ref, stretch)
+        for key in random.Random(8).sample(range(1000), 1000):
+            assert await mounted.read(key) == SMALL[key]
+    assert len(data_gets(world)) == len(stretches)
