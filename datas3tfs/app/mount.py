@@ -148,7 +148,7 @@ def _limits(settings: Settings) -> PrefetchLimits:
     standard = PrefetchLimits()
     return PrefetchLimits(
         min(standard.first_window, settings.memory_budget // 32),
-        min(standard.largest_window, settings.memory_budget // 4),
+        min(standard.largest_window, settings.memory_budget // 8),
         settings.memory_budget // 2,
     )
 

@@ -4,8 +4,8 @@ Positions are *linear*: the objects of a dataset laid end to end in key order. R
 order is then just reading forwards, across the borders of files and of objects, and a large file is
 no special case. Streams of reads are told apart, so that several readers at once each get their own
 window. Who reads backwards reads forwards in a mirror. A stream must prove itself before anything is fetched
-for it, unless it begins where the dataset does; then its window starts small and grows while the reader keeps
-pace. Many readers have smaller windows each, so that what was fetched for one is not evicted for another.
+for it; then its window starts small and grows while the reader keeps pace. Many readers have smaller windows
+each, so that what was fetched for one is not evicted for another.
 
 Not every read is seen: what was pushed into the page cache is read there. So a proven stream may go on
 anywhere in what it was given, and a little beyond.
@@ -44,7 +44,7 @@ class PrefetchLimits:
     """How far ahead to fetch, in bytes: of one reader, and of all together."""
 
     first_window: int = 1024 * 1024
-    largest_window: int = 64 * 1024 * 1024  # 30 ms of latency at 1 GB/s, and as much to be read meanwhile
+    largest_window: int = 32 * 1024 * 1024  # 30 ms of latency at 1 GB/s; twice that took memory and no time
     all_windows: int = 256 * 1024 * 1024
 
 
@@ -130,11 +130,8 @@ class _Streams:
         self._observed += 1
         stream = self._stream_of(read)
         if stream is None:
-            stream = self._add(read)
-            if read.start != 0 or not self._limits.first_window:
-                return None
-            stream.proof = _PROOF  # who reads the very first datapoint hardly ever wants that alone
-            return self._extend(stream, read)
+            self._add(read)
+            return None
         if not stream.is_proven and self._observed - stream.seen > _SOON:
             stream.proof = 0
         stream.seen = self._observed
@@ -151,11 +148,10 @@ class _Streams:
         near = [s for s in self._streams if -_BEHIND <= read.start - s.position <= s.tolerance]
         return min(near, key=lambda s: abs(read.start - s.position), default=None)
 
-    def _add(self, read: Span) -> _Stream:
+    def _add(self, read: Span) -> None:
         if len(self._streams) >= _STREAMS:
             self._streams.remove(min(self._streams, key=lambda s: s.seen))
         self._streams.append(_Stream(read.stop, 0, 0, read.stop, self._observed))
-        return self._streams[-1]
 
     def _active(self) -> int:
         """Return how many readers there are, one at least."""

@@ -32,14 +32,14 @@ from datas3tfs.core.spans import Span
 from datas3tfs.core.tar import BLOCK
 from datas3tfs.engine.blocks import Extent, ObjectRef
 
-_WAITING = 32 << 20  # bytes: what comes faster than it can be pushed is left to READs
+_WAITING = 64 << 20  # bytes: what comes faster than it can be pushed is left to READs
 _READ = 4096  # files read last, which are in the cache already
 _BEAT_FILES = 64  # one file in so many is left out …
 _BEAT_BYTES = 4 << 20  # … or in so many bytes, if that is less: a few times in what is fetched ahead …
 _BEATS = 2  # … or so many times in a stretch: at first, little is fetched ahead
 _TURN = 1 << 20  # bytes pushed until we look again where the readers are …
 _TURN_FILES = 4096  # … and files, at most
-_LEAD = 1 << 20  # bytes pushed ahead of a reader that has caught up, before it goes on …
+_LEAD = 2 << 20  # bytes pushed ahead of a reader that has caught up, before it goes on …
 _LEAD_SECONDS = 0.02  # … or as long as that takes
 
 # Returns the inode numbers of the datapoints in some slots of an object; None if they are not certain.

@@ -142,7 +142,7 @@ def test_what_comes_too_fast_is_left_to_reads() -> None:
         extent = extent_of(index, cut(index, Span(0, index.object_size), 1 << 40)[0])
         extent.serial, extent.span = serial, Span(0, 1 << 20)
         pusher.offer(extent)
-    assert list(pusher._jobs) == list(range(68, 100))
+    assert list(pusher._jobs) == list(range(36, 100))
 
 
 # -- a reader that has caught up ------------------------------------------------------------------------
