@@ -91,9 +91,7 @@ class Pusher:
         self._jobs: OrderedDict[int, _Job] = OrderedDict()  # by serial number of the extent
         self._bytes = 0  # of their extents
         self._arrived = trio.Event()
-        self._turning: tuple[_Job, frozenset[int]] | None = (
-            None  # what is being pushed now, and of which inodes
-        )
+        self._turning: tuple[_Job, frozenset[int]] | None = None  # being pushed: of what, and which inodes
         self._urgent: _Job | None = None
         self._read: OrderedDict[int, None] = OrderedDict()  # inodes, last read last
 

@@ -71,7 +71,7 @@ class Link:
         self._drop_returned()
         self._last += 1
         loan = self._memory.lend(span.length, self._last)
-        descriptor = os.dup(loan.area.descriptor)
+        descriptor = self._memory.descriptor(loan)
         with _unclean_unless_answered(loan):
             await self._ask(_wanted(url, key, span, total, loan.block), descriptor=descriptor)
         return loan.data

@@ -198,19 +198,21 @@ async def test_memory_is_used_again_and_never_what_a_thread_may_still_be_writing
         assert isinstance(data.obj, Loan)
         return data.obj.area
 
-    data = await bench.load(Span(0, 400_000))
+    length = 3 << 20
+    assert len(bench.body) > length + 1000
+    data = await bench.load(Span(0, length))
     first = area(data)
     del data
-    data = await bench.load(Span(1000, 401_000))
+    data = await bench.load(Span(1000, length + 1000))
     assert area(data) is first
-    assert bytes(data) == bench.body[1000:401_000]
+    assert bytes(data) == bench.body[1000 : length + 1000]
     del data
     bench.proxy.add(Fault(Kind.STALL_BODY, times=1))
     with trio.move_on_after(0.3) as scope:
-        await bench.load(Span(0, 400_000))
+        await bench.load(Span(0, length))
     assert scope.cancelled_caught
     assert not first.is_clean
-    assert area(await bench.load(Span(0, 400_000))) is not first
+    assert area(await bench.load(Span(0, length))) is not first
 
 
 async def test_nothing_is_pushed_without_a_device_or_of_other_bytes(bench: Bench) -> None:
