@@ -165,6 +165,8 @@ class _Streams:
         stream.window = min(
             max(_GROWTH * stream.window, first), self._limits.largest_window, max(first, share)
         )
+        if ahead >= stream.window:  # others have come, and its share is less than it has
+            return None
         # Just proved, or the reader has overtaken the window: begin with this very read.
         start = stream.reached if ahead > 0 else read.start
         length = max(stream.position, read.stop) + stream.window - start

@@ -160,6 +160,20 @@ def test_many_readers_share_what_is_fetched_ahead() -> None:
         assert largest / 2 <= planner.ahead / readers <= largest
 
 
+def test_who_has_more_than_a_share_waits_until_it_has_less() -> None:
+    limits = PrefetchLimits(first_window=64_000, largest_window=1_000_000, all_windows=1_000_000)
+    planner, reached, answers = PrefetchPlanner(limits), 0, 0
+    for position in range(0, 8_000_000, 5_000):
+        answer = planner.observe(Span(position, position + 4_500))
+        if answer is not None:
+            assert answer.start == (reached or answer.start), "nothing is left out"
+            reached, answers = answer.stop, answers + 1
+        for other in range(1, 21 if position > 2_000_000 else 1):
+            planner.observe(Span(other * 10**9 + position, other * 10**9 + position + 4_500))
+    assert answers > 50
+    assert planner.ahead < 21 * 64_000
+
+
 def test_a_single_read_or_reading_the_same_again_fetches_nothing_ahead() -> None:
     planner = PrefetchPlanner(LIMITS)
     assert [planner.observe(Span(1000, 2000)) for _ in range(20)] == [None] * 20
@@ -258,9 +272,14 @@ def test_the_kernels_own_read_ahead_out_of_order_is_one_stream() -> None:
     assert all(b.start <= a.stop for a, b in pairwise(wanted)), "a stretch was left out"
 
 
-@given(st.lists(st.tuples(st.integers(0, 10**7), st.integers(1, 10**5)), max_size=200))
-def test_answers_are_never_empty_and_never_reach_beyond_two_windows(reads: list[tuple[int, int]]) -> None:
-    planner = PrefetchPlanner(LIMITS)
+@given(
+    st.lists(st.tuples(st.integers(0, 10**7), st.integers(1, 10**5)), max_size=200),
+    st.sampled_from([LIMITS, PrefetchLimits(64_000, 1_000_000, 1_000_000)]),
+)
+def test_answers_are_never_empty_and_never_reach_beyond_two_windows(
+    reads: list[tuple[int, int]], limits: PrefetchLimits
+) -> None:
+    planner = PrefetchPlanner(limits)
     for start, length in reads:
         answer = planner.observe(Span(start, start + length))
         if answer is not None:
