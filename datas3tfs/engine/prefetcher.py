@@ -53,8 +53,8 @@ class Prefetcher:
         if self.is_announced(file) and file.entry.size <= CHUNK:
             return
         planner = self._planners.setdefault(file.dataset.id, PrefetchPlanner(self._limits))
-        worth = planner.observe(read.shifted(file.base))
         file.is_in_order = planner.is_forwards(read.shifted(file.base))
+        worth = planner.observe(read.shifted(file.base))
         if file.is_in_order:
             self._pool.passed(object_ref(file.snapshot.dataset, file.datarange, file.index), read.start)
         if worth is None:

@@ -295,16 +295,18 @@ async def test_missing_datapoints_are_absent() -> None:
 
 
 @pytest.mark.parametrize("is_pushed", [True, False])
+@pytest.mark.parametrize("size", [4096, 1 << 20])
 async def test_what_is_in_the_page_cache_and_passed_makes_room_before_the_budget_is_spent(
-    is_pushed: bool,
+    is_pushed: bool, size: int
 ) -> None:
+    contents = [bytes([i % 251]) * size for i in range(max(40, (4 << 20) // size))]
     world = await new_world()
-    datarange = await world.commit(SMALL)
-    window = 256 << 10
+    datarange = await world.commit(contents)
+    window = max(256 << 10, 2 * size)
     async with open_mounted(world, limits=PrefetchLimits(window, window)) as mounted:
         mounted.pool.when_ahead = lambda extent: setattr(extent, "is_pushed", is_pushed)
         most = 0
-        for key, content in enumerate(SMALL):
+        for key, content in enumerate(contents):
             assert await mounted.read(key) == content
             most = max(most, mounted.pool.used)
     assert (most < 6 * window) == is_pushed
