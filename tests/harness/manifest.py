@@ -194,7 +194,7 @@ class _Thread:
         if self._contending or self._random.random() < 0.5:
             return
         # What is there now, a promise or not, is overwritten as a whole, under a name that only we use.
-        content = self._content()
+        content = self._content() + b"again"  # never what was tried before, which may be there
         self._note("overwriting", name, content)
         try:
             _write(self._folder / name, content, os.O_CREAT | os.O_TRUNC)
