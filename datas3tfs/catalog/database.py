@@ -111,9 +111,9 @@ class Database:
         async with self._pool.acquire() as connection:
             try:
                 session = Session(connection, self._counters)
-                return await (
-                    in_transaction(connection, lambda: work(session)) if transaction else work(session)
-                )
+                if transaction:
+                    return await in_transaction(connection, lambda: work(session))
+                return await work(session)
             except (OSError, asyncpg.PostgresError, *CLIENT_ERRORS) as exc:
                 if isinstance(exc, asyncpg.PostgresError) and not is_loss(exc):
                     raise

@@ -85,13 +85,14 @@ class PrefetchPlanner:
         self._backwards = _Streams(limits)
 
     @property
+    def is_forwards(self) -> bool:
+        """Whether the read observed last belongs to a reader known to go forwards."""
+        return self._forwards.is_following
+
+    @property
     def ahead(self) -> int:
         """Bytes given out beyond where readers were last seen: read unseen, yet to be read, or in vain."""
         return self._forwards.ahead + self._backwards.ahead
-
-    def is_forwards(self, read: Span) -> bool:
-        """Say whether *read* belongs to a reader known to go forwards."""
-        return self._forwards.is_following(read)
 
     def observe(self, read: Span) -> Span | None:
         """Take note of a read at *read*; return the span now worth having, or None.
@@ -99,7 +100,7 @@ class PrefetchPlanner:
         The span borders on the read itself or on an earlier answer, and is never empty.
         """
         ahead = self._forwards.observe(read)
-        if ahead is not None or self.is_forwards(read):
+        if self.is_forwards:
             return ahead
         mirrored = self._backwards.observe(_mirrored(read))
         if mirrored is None:
@@ -119,6 +120,7 @@ class _Streams:
         self._limits = limits
         self._streams: list[_Stream] = []
         self._observed = 0
+        self.is_following = False  # whether the read observed last belongs to a proven stream
 
     @property
     def ahead(self) -> int:
@@ -130,18 +132,15 @@ class _Streams:
         self._observed += 1
         stream = self._stream_of(read)
         if stream is None:
+            self.is_following = False
             self._add(read)
             return None
         if not stream.is_proven and self._observed - stream.seen > _SOON:
             stream.proof = 0
         stream.seen = self._observed
         stream.advance(read)
+        self.is_following = stream.is_proven
         return self._extend(stream, read) if stream.is_proven else None
-
-    def is_following(self, read: Span) -> bool:
-        """Say whether *read* belongs to a proven stream."""
-        stream = self._stream_of(read)
-        return stream is not None and stream.is_proven
 
     def _stream_of(self, read: Span) -> _Stream | None:
         """Return the stream this read continues: of several, the one it continues most closely."""

@@ -53,10 +53,10 @@ class Prefetcher:
         if self.is_announced(file) and file.entry.size <= CHUNK:
             return
         planner = self._planners.setdefault(file.dataset.id, PrefetchPlanner(self._limits))
-        file.is_in_order = planner.is_forwards(read.shifted(file.base))
         worth = planner.observe(read.shifted(file.base))
+        file.is_in_order = planner.is_forwards
         if file.is_in_order:
-            self._pool.passed(object_ref(file.snapshot.dataset, file.datarange, file.index), read.start)
+            self._pool.passed(file.ref, read.start)
         if worth is None:
             return
         later: list[tuple[Datarange, Span]] = []

@@ -19,7 +19,7 @@ from datas3tfs.core.counters import Counters
 from datas3tfs.core.index import Entry
 from datas3tfs.core.reads import Piece, piece, plan_read
 from datas3tfs.core.spans import Span
-from datas3tfs.engine.blocks import BlockPool, ObjectRef, object_ref
+from datas3tfs.engine.blocks import BlockPool, ObjectRef
 from datas3tfs.engine.prefetcher import Prefetcher
 from datas3tfs.engine.tree import OpenDatapoint, Tree
 from datas3tfs.errors import Corrupt, NotFound, Unavailable
@@ -61,12 +61,12 @@ class Reader:
         found = self._at_hand(here, pieces, offset, size)
         if found is not None:
             return found
-        self._raise_if_failed(_object_of(file), pieces)
+        self._raise_if_failed(file.ref, pieces)
         try:
             return await self._found(file, lambda here: self._content(here, offset, size))
         except Unavailable as exc:
             error = Unavailable(f"datapoint {file.entry.name}: {exc}")
-            self._remember(_object_of(file), pieces, error)
+            self._remember(file.ref, pieces, error)
             raise error from exc
 
     def read_at_hand(self, file: OpenDatapoint, offset: int, size: int) -> bytes | memoryview | None:
@@ -89,7 +89,7 @@ class Reader:
     async def check_empty(self, file: OpenDatapoint) -> None:
         """Check the header of a datapoint without content, which is never read. Raises as `read`."""
         try:
-            await self._found(file, lambda here: self._checked(here, _object_of(here), piece(here.entry, 0)))
+            await self._found(file, lambda here: self._checked(here, here.ref, piece(here.entry, 0)))
         except Unavailable as exc:
             raise Unavailable(f"datapoint {file.entry.name}: {exc}") from exc
 
@@ -110,7 +110,7 @@ class Reader:
 
     async def _content(self, file: OpenDatapoint, offset: int, size: int) -> bytes | memoryview:
         pieces = plan_read(file.entry, offset, size)
-        ref = _object_of(file)
+        ref = file.ref
         if len(pieces) > 1:
             self._pool.gather(ref, Span(pieces[0].span.start, pieces[-1].span.stop))
         parts = [(one.span.start, await self._checked(file, ref, one)) for one in pieces]
@@ -127,7 +127,7 @@ class Reader:
         """Return what is read if all of it is in memory and right: most reads, and so without any waiting."""
         if pieces[0].number and not file.header_checked:
             return None
-        parts = self._parts_at_hand(_object_of(file), pieces)
+        parts = self._parts_at_hand(file.ref, pieces)
         if parts is None:
             return None
         file.header_checked = True
@@ -139,12 +139,14 @@ class Reader:
         data = self._pool.at_hand(ref, Span(starts[0], pieces[-1].span.stop), starts)
         if data is not None:
             return [(starts[0], data)]
+        if len(pieces) == 1:
+            return None
         parts = list[_Part]()
-        for one in pieces if len(pieces) > 1 else ():
+        for one in pieces:
             if (data := self._pool.at_hand(ref, one.span, (one.span.start,))) is None:
                 return None
             parts.append((one.span.start, data))
-        return parts or None
+        return parts
 
     async def _checked(self, file: OpenDatapoint, ref: ObjectRef, piece: Piece) -> memoryview:
         for attempt in range(1, _ATTEMPTS + 1):
@@ -191,7 +193,3 @@ def _joined(entry: Entry, parts: list[_Part], offset: int, size: int) -> bytes |
     stop = min(start + size, entry.content.stop)
     wanted = [data[max(0, start - position) : stop - position] for position, data in parts]
     return wanted[0] if len(wanted) == 1 else b"".join(wanted)
-
-
-def _object_of(file: OpenDatapoint) -> ObjectRef:
-    return object_ref(file.dataset, file.datarange, file.index)

@@ -17,6 +17,7 @@ from datas3tfs.core.index import Entry, Index, have_same_datapoints
 from datas3tfs.core.model import Datarange, DatarangeId, Dataset, DatasetId
 from datas3tfs.core.names import parse_datapoint_name
 from datas3tfs.core.spans import Span
+from datas3tfs.engine.blocks import ObjectRef, object_ref
 from datas3tfs.engine.indices import Indices, ObjectGone
 from datas3tfs.engine.snapshot import Snapshot, Snapshots
 from datas3tfs.errors import Corrupt, Datas3tError, Invalid, NotFound
@@ -49,6 +50,11 @@ class OpenDatapoint:
     def dataset(self) -> Dataset:
         """The dataset it belongs to."""
         return self.snapshot.dataset
+
+    @property
+    def ref(self) -> ObjectRef:
+        """The object it lies in."""
+        return object_ref(self.snapshot.dataset, self.datarange, self.index)
 
     @property
     def here(self) -> OpenDatapoint:

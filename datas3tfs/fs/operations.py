@@ -22,7 +22,7 @@ from datas3tfs.core.inodes import ROOT, ControlNode, DatapointNode, DatasetNode,
 from datas3tfs.core.model import Dataset, DatasetId
 from datas3tfs.core.names import NAME_LIMIT
 from datas3tfs.core.spans import Span
-from datas3tfs.engine.blocks import ObjectRef, object_ref
+from datas3tfs.engine.blocks import ObjectRef
 from datas3tfs.engine.entries import OpenEntry
 from datas3tfs.engine.reader import Reader
 from datas3tfs.engine.tree import OpenDatapoint, Tree
@@ -191,8 +191,7 @@ class Operations(pyfuse3.Operations):
         data = await self._reader.read(file, offset, size)
         here = file.here
         if here.is_in_order:
-            ref = object_ref(here.dataset, here.datarange, here.index)
-            await self.pusher.lead(ref, here.entry.content.start + offset, inode)
+            await self.pusher.lead(here.ref, here.entry.content.start + offset, inode)
         self._count(data)
         return data
 

@@ -36,7 +36,7 @@ _WAITING = 64 << 20  # bytes: what comes faster than it can be pushed is left to
 _READ = 4096  # files read last, which are in the cache already
 _BEAT_FILES = 64  # one file in so many is left out …
 _BEAT_BYTES = 4 << 20  # … or in so many bytes, if that is less: a few times in what is fetched ahead …
-_BEATS = 2  # … or so many times in a stretch: at first, little is fetched ahead
+_BEATS = 3  # … or so many times in a stretch: at first, little is fetched ahead
 _TURN = 1 << 20  # bytes pushed until we look again where the readers are …
 _TURN_FILES = 4096  # … and files, at most
 _LEAD = 2 << 20  # bytes pushed ahead of a reader that has caught up, before it goes on …
@@ -59,6 +59,10 @@ class _Job:
     at: int = 0
     turned: trio.Event = field(default_factory=trio.Event)
 
+    def holds(self, ref: ObjectRef, position: int) -> bool:
+        """Say whether the extent has what lies at *position* in an object."""
+        return self.extent.ref == ref and position in self.extent.span
+
     def go_on_after(self, position: int) -> bool:
         """Continue after *position* in the object; say whether there is anything soon."""
         if self.rows is None:
@@ -68,7 +72,7 @@ class _Job:
         return self.at < until
 
     def next_turn(self) -> npt.NDArray[np.uint64]:
-        """Take away, and return, rows of about _TURN bytes."""
+        """Take away, and return, rows of about _TURN bytes; none if there are none."""
         assert self.rows is not None
         at = self.at if self.at < len(self.rows) else 0
         count = max(1, int(np.searchsorted(np.cumsum(self.rows[at : at + _TURN_FILES, 2]), _TURN)))
@@ -113,7 +117,7 @@ class Pusher:
     async def lead(self, ref: ObjectRef, position: int, inode: int) -> None:
         """Return when what follows *position* in an object is pushed for a while, if it is to be; *inode* is
         being read there, which is known from `reading`."""
-        job = next((one for one in self._jobs.values() if _holds(one.extent, ref, position)), None)
+        job = next((one for one in self._jobs.values() if one.holds(ref, position)), None)
         with trio.move_on_after(_LEAD_SECONDS):
             while job is not None and job.extent.serial in self._jobs:
                 turning, inodes = self._turning or (None, frozenset())
@@ -139,7 +143,7 @@ class Pusher:
         assert job.extent.data is not None
         if job.rows is None:
             job.rows = self._rows(job.extent, heartbeats)
-        turn, known = job.next_turn() if len(job.rows) else job.rows, True
+        turn, known = job.next_turn(), True
         unread = np.fromiter((one not in self._read for one in turn[:, 0].tolist()), np.bool_, len(turn))
         if unread.any():
             rows = turn[unread]
@@ -149,11 +153,12 @@ class Pusher:
             self._counters.add("push.files", files)
             self._counters.add("push.bytes", size)
             known = files > 0  # else the kernel does not know these files, nor those after them
-        if not known or not len(job.rows):
-            job.extent.is_pushed = known
-            self._drop(job)
-            await push(job.extent.data, b"", True)
-        job.end_turn()
+        if known and len(job.rows):
+            job.end_turn()
+            return
+        job.extent.is_pushed = known
+        self._drop(job)
+        await push(job.extent.data, b"", True)
 
     def _drop(self, job: _Job) -> None:
         if self._jobs.pop(job.extent.serial, None) is not None:
@@ -181,10 +186,6 @@ class Pusher:
         inodes = np.fromiter((numbers[i] for i in small.tolist()), np.uint64, len(small))
         columns = inodes, starts[small] - span.start, sizes[small]
         return np.column_stack([column.astype(np.uint64) for column in columns])
-
-
-def _holds(extent: Extent, ref: ObjectRef, position: int) -> bool:
-    return extent.ref == ref and position in extent.span
 
 
 def _beat(span: Span, files: int) -> int:

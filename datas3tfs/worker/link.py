@@ -50,7 +50,6 @@ class Link:
         self._asked: dict[int, _Asked] = {}
         self._last = 0
         self._memory = SharedMemory()
-        self._let_go: set[int] = set()  # blocks that we hold, and the worker does not
         self._outgoing, self._to_send = trio.open_memory_channel[tuple[bytes, int | None]](math.inf)
         self.is_alive = True
 
@@ -91,8 +90,7 @@ class Link:
         loan = _loan(data)
         with _unclean_unless_answered(loan):
             answer, _ = await self._ask({"do": "push", "block": loan.block, "last": last}, rows)
-        if last:
-            self._let_go.add(loan.block)
+        loan.is_shared = not last
         return answer["files"], answer["bytes"]
 
     async def forget(self, entries: Sequence[Known]) -> None:
@@ -102,7 +100,7 @@ class Link:
 
     def is_shared(self, data: memoryview) -> bool:
         """Say whether *data* came from `get_shared`."""
-        return isinstance(data.obj, Loan) and data.obj.block not in self._let_go
+        return isinstance(data.obj, Loan) and data.obj.is_shared
 
     async def _ask(
         self, words: Words, payload: bytes = b"", descriptor: int | None = None
@@ -135,8 +133,7 @@ class Link:
 
     async def send(self) -> None:
         """Send what is to be sent, for ever."""
-        async for asked, descriptor in self._to_send:
-            message = asked
+        async for message, descriptor in self._to_send:
             rights = [] if descriptor is None else [_rights(descriptor)]
             try:
                 with suppress(OSError):  # it has died, as receiving tells
@@ -149,10 +146,7 @@ class Link:
 
     def _drop_returned(self) -> None:
         for block in self._memory.returned():
-            if block in self._let_go:
-                self._let_go.discard(block)
-            else:
-                self.tell({"do": "drop", "block": block})
+            self.tell({"do": "drop", "block": block})
 
     async def receive(self) -> None:
         """Take answers until the worker dies."""

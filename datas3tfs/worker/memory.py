@@ -36,10 +36,12 @@ class Area:
 
 
 class Loan(np.ndarray[Any, np.dtype[np.uint8]]):
-    """Bytes of an area that belong to whoever holds a view of them; *block* is their name for the worker."""
+    """Bytes of an area that belong to whoever holds a view of them; *block* is their name for the worker,
+    *is_shared* whether it has them still."""
 
     area: Area
     block: int
+    is_shared: bool
 
 
 class SharedMemory:
@@ -57,7 +59,7 @@ class SharedMemory:
             self._idle.remove(fitting)
         area = fitting or _made(capacity)
         loan = np.frombuffer(area.mapping, np.uint8, size).view(Loan)
-        loan.area, loan.block = area, block
+        loan.area, loan.block, loan.is_shared = area, block, True
         weakref.finalize(loan, self._returned.append, (area, block)).atexit = False
         return loan
 

@@ -187,7 +187,7 @@ class _Server:
         """Say whether the machine has better uses for its memory, or had a moment ago."""
         now = time.monotonic()
         if now > self._look_again_at:
-            self._is_short, self._look_again_at = _memory_is_short(), now + _LOOK_SECONDS
+            self._is_short, self._look_again_at = _is_spare_memory_gone(), now + _LOOK_SECONDS
         return self._is_short
 
 
@@ -209,7 +209,7 @@ def _check(words: Words, flat: bytes, block: mmap.mmap) -> tuple[Words, bytes]:
     return {"problems": [[one.start, one.text] for one in found]}, b""
 
 
-def _memory_is_short() -> bool:
+def _is_spare_memory_gone() -> bool:
     """Say whether the machine has better uses for its memory than files that nobody may read."""
     figures = {}
     for line in itertools.islice(_MEMINFO.read_text().splitlines(), 3):  # MemTotal, MemFree, MemAvailable

@@ -206,7 +206,7 @@ def test_only_who_is_known_to_go_forwards_goes_forwards() -> None:
     places = list(range(0, 1_000_000, 5_000))
     scattered = random.Random(1).sample(range(0, 10**10, 10**6), len(places))
     said = {
-        name: [planner.is_forwards(one) for one in reads if [planner.observe(one)]]
+        name: [planner.is_forwards for one in reads if [planner.observe(one)]]
         for name, planner, reads in (
             ("forwards", forwards, [Span(at, at + 4_500) for at in places]),
             ("backwards", backwards, [Span(at, at + 4_500) for at in reversed(places)]),

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -38,7 +39,8 @@ DATASET = "ds"
 KILLS = 16  # every fourth of both at once
 # Where the two meet in Postgres.
 POINTS = ["take:answered", "accept:answered", "begin:answered", "publish:asked", "publish:answered"]
-WON = 3  # keys that each gets: who leases them ahead gets most, until it dies
+WON = 10  # keys; each gets more …
+TURN = 5.0  # … though who leases them ahead gets most: while it is dead, the other has so many seconds
 REACHED = 10.0  # seconds for a killed daemon to be gone
 SEEN = 1.0  # seconds until the other mount shows what is committed …
 MARGIN = 1.0  # … on a machine that does other things as well
@@ -86,13 +88,15 @@ def kill_often(two: Two, writers: Writers, *, contended: bool) -> None:
     rng = random.Random(5)
     caught: Counter[Path] = Counter()  # kills that have left accepted datapoints uncommitted
 
+    def has_won(manifest: Path) -> bool:
+        return won(read_manifest(manifest)) > WON
+
     def has_met() -> bool:
         """Say whether kills have caught what they are for; as chance has it, that takes a few more."""
         # Where they want the same keys, one of them may just have nothing that is not committed.
         met = [bool(caught[seat.path]) for seat in two.seats]
         hit = sum(seat.trigger.hit.total() for seat in two.seats)
-        least = min(won(read_manifest(path)) for path in writers.manifests)
-        return (any(met) if contended else all(met)) and hit >= 2 and least >= WON
+        return (any(met) if contended else all(met)) and hit >= 2 and all(map(has_won, writers.manifests))
 
     for number in range(5 * KILLS):
         if number >= KILLS and has_met():
@@ -112,6 +116,9 @@ def kill_often(two: Two, writers: Writers, *, contended: bool) -> None:
         committed = check_synced(two.stack, read_manifest(*writers.manifests))
         for seat in seats:
             caught[seat.path] += any(int(says.name[:20]) not in committed for says in seat.accepted())
+        if contended:
+            with suppress(AssertionError):
+                until(partial(has_won, writers.manifests[1 - number % 2]), TURN)
         for seat in seats:
             seat.start()
     hits = [dict(seat.trigger.hit) for seat in two.seats]
@@ -167,7 +174,7 @@ def test_equal_keys_of_two_mounts_that_die(new_two: Callable[..., Two], tmp_path
     for folder in two.folders:
         assert check_files(folder, promises) > 50
     print("won:", [won(own) for own in theirs])
-    assert min(won(own) for own in theirs) >= WON, "one has won all"
+    assert min(won(own) for own in theirs) > WON, "one has won nearly all"
     assert sum(promise.lost for own in theirs for promise in own.values()) > 20, "they did not contend"
     end(two)
 

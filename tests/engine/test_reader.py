@@ -330,10 +330,9 @@ async def test_what_is_read_in_an_announced_order_stays() -> None:
         mounted.prefetcher.is_announced = lambda file: True
         mounted.pool.when_ahead = lambda extent: setattr(extent, "is_pushed", True)
         file = await mounted.tree.locate((await world.dataset()).id, 0)
-        ref = object_ref(file.dataset, file.datarange, file.index)
         stretches = cut(file.index, Span(0, datarange.size), 256 << 10)
         for stretch in stretches:
-            assert mounted.pool.request(ref, stretch)
+            assert mounted.pool.request(file.ref, stretch)
         for key in random.Random(8).sample(range(1000), 1000):
             assert await mounted.read(key) == SMALL[key]
     assert len(data_gets(world)) == len(stretches)
